@@ -15,7 +15,6 @@ import pytest
 from tests.reference import torch_gpt2 as reference
 from tests.reference.runs import assert_same, built, doubled, train
 from tests.reference.torch_gpt2 import Config, Hyper
-from tests.turns import in_turns
 
 CASES = {
     "odd-sizes-accumulated": (Config(L=3, H=4, C=96, V=211, S=64), 3, 37, 2, 2, 0.69),
@@ -64,7 +63,6 @@ def test_two_runs_are_bitwise_equal(objects: Path) -> None:
         assert runs[0].params[name].tobytes() == runs[1].params[name].tobytes(), name
 
 
-@in_turns(2)
 @pytest.mark.slow(seconds=10)
 @pytest.mark.parametrize(
     ("cfg", "B", "T"),

@@ -17,6 +17,16 @@ def test_a_turn_has_its_part_and_all_turns_have_all() -> None:
     assert set().union(*turns) == set(range(9)) == chosen(9, 2, ALL)
 
 
+def test_what_cases_have_in_common_each_turn_has() -> None:
+    cases = [frozenset({f"op={op}", f"target={target}"}) for op in "abc" for target in range(4)]
+    lone = [*cases, frozenset({"op=d", "target=0"})]
+    for turn in map(str, range(30)):
+        kept = chosen(len(lone), 3, turn, lone)
+        assert len(kept) == 5
+        assert frozenset().union(*(lone[n] for n in kept)) >= frozenset().union(*cases), "each target, each op but d"
+    assert len(chosen(12, 6, "1", cases)) == 4, "more than a part, if need be"
+
+
 @pytest.mark.parametrize(("turn", "count"), [("1", 4), ("2", 4), (ALL, 8)])
 def test_examples_are_others_in_each_turn(turn: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESTS_TURN", turn)
@@ -39,17 +49,27 @@ def test_examples_are_others_in_each_turn(turn: str, count: int, monkeypatch: py
 def test_a_case_that_is_named_always_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESTS_TURN", "7")
 
-    def item(name: str, *marks: pytest.MarkDecorator) -> Any:
-        return SimpleNamespace(nodeid=name, get_closest_marker={m.name: m.mark for m in marks}.get)
+    def item(name: str, *marks: pytest.MarkDecorator, **params: str) -> Any:
+        marked = {m.name: m.mark for m in marks}.get
+        return SimpleNamespace(nodeid=name, get_closest_marker=marked, callspec=SimpleNamespace(params=params))
+
+    def left(*args: str, keyword: str = "") -> list[Any]:
+        return left_out(SimpleNamespace(args=args, option=SimpleNamespace(keyword=keyword)), items)  # type: ignore[arg-type]
 
     slow = pytest.mark.slow
-    marked = [item(f"a.py::test[{n}]", slow, in_turns(3)) for n in range(8)]
+    marked = [item(f"a.py::test[{n}]", slow, in_turns(3), target="sm_90" if n < 7 else "sm_80") for n in range(8)]
+    targets = [item(f"c.py::test[{n}]", slow, in_turns(4), target=f"sm_{n // 2}") for n in range(8)]
+    seeds = [item(f"d.py::test[{n}]", slow, in_turns(8), seed=str(n // 2)) for n in range(8)]
     items = [
         *marked,
+        *targets,
+        *seeds,
         item("a.py::test[quick]", in_turns(3)),
         item("a.py::test[few]", slow),
         item("b.py::test[0]", slow, in_turns(2)),
     ]
-    left = left_out(SimpleNamespace(args=["tests"]), items)  # type: ignore[arg-type]
-    assert len(left) == 5 and all(x in marked for x in left), "one of b's one, and what is not marked or not slow, stay"
-    assert left_out(SimpleNamespace(args=["a.py::test[3]"]), items) == []  # type: ignore[arg-type]
+    assert len([x for x in left("tests") if x in marked]) == 5
+    assert len([x for x in left("tests") if x in targets]) == 4, "one of each target"
+    assert len([x for x in left("tests") if x in seeds]) == 7, "seeds are no kinds"
+    assert len(left("tests")) == 16, "b's one, and what is not marked or not slow, stay"
+    assert left("a.py::test[3]") == left("tests", keyword="test") == []

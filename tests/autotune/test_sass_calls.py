@@ -146,15 +146,17 @@ def test_a_quotient_of_block_numbers_is_no_data() -> None:
 def test_what_was_read_of_instructions_goes_with_them() -> None:
     """A search reads millions of them."""
     gc.freeze()  # (so that only what comes now is looked through)
-    function = functions_of(KEPT)["k"]
-    kept = [weakref.ref(i) for i in function.instructions]
-    Walk(function, {}, {}).run()
-    for i in function.instructions:
-        assert all_read(i) is all_read(i) and all_written(i) is all_written(i)
-    decoded.cache_clear()
-    del function, i
-    gc.collect()
-    gc.unfreeze()
+    try:
+        function = functions_of(KEPT)["k"]
+        kept = [weakref.ref(i) for i in function.instructions]
+        Walk(function, {}, {}).run()
+        for i in function.instructions:
+            assert all_read(i) is all_read(i) and all_written(i) is all_written(i)
+        decoded.cache_clear()
+        del function, i
+        gc.collect()
+    finally:
+        gc.unfreeze()
     assert not any(r() for r in kept)
 
 
