@@ -34,6 +34,9 @@ def test_the_first_paragraphs_count_them_too() -> None:
     lines = {folder: float(n.replace(",", "")) for folder, n in ROWS}
     compiler, vgpu = lines["dsl"] + lines["tcomp"], lines["runtime/vgpu"]
     assert said == pytest.approx([compiler, lines["tcomp/cli"] + lines["autotune"] + lines["runtime"], vgpu], rel=0.02)
+    (text,), (gpt2,) = re.findall(r"from ([\d,]+) lines of text", PAGE), re.findall(r"`gpt2.tc` is (\d+) lines", PAGE)
+    assert float(text.replace(",", "")) == lines["models"]
+    assert int(gpt2) == (ROOT / "models" / "gpt2.tc").read_bytes().count(b"\n")
 
 
 def test_the_taste_is_right_and_divided_among_cores_is_refused(tcomp: Tcomp) -> None:  # noqa: F811
