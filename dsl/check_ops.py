@@ -36,10 +36,12 @@ from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.infer import dimensions, expressions, infer, left_indices, right_expressions, target_indices
 from tcomp.dsl.info import OpInfo
 from tcomp.dsl.printer import print_expression
+from tcomp.dsl.remembered import remembered
 
 REDUCERS = ("sum", "max", "min")
 
 
+@remembered
 def check_op(op: Op, module: Module) -> OpInfo:
     """All checks of one op; gives what `infer` found."""
     dims = frozenset(dimensions(op))

@@ -32,6 +32,7 @@ from tcomp.dsl.expressions import LEAVES
 from tcomp.dsl.extents import Facts, same
 from tcomp.dsl.info import OpInfo, Temporary
 from tcomp.dsl.printer import print_expression
+from tcomp.dsl.remembered import remembered
 
 
 @dataclass
@@ -51,6 +52,7 @@ class _Inference:
     temporaries: dict[str, Temporary] = field(default_factory=dict)
 
 
+@remembered
 def infer(op: Op, module: Module) -> OpInfo:
     """Ranges, temporaries, dims and parallel indices of an op. TcError where they contradict each other."""
     with quoting(module.sources):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tcomp.dsl import infer as infer_module
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
 
@@ -54,3 +55,21 @@ def test_calls_have_a_depth(calls: str, last: str, what: str) -> None:
     load_text(text(90))
     with pytest.raises(TcError, match=f"'g0' calls {what} more than 100 levels deep"):
         load_text(text(200))
+
+
+def test_an_op_of_several_texts_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same functions beside it; what was found is each caller's own."""
+    monkeypatch.chdir(tmp_path)
+    Path("h.tc").write_text("op f(X: f32[N]) -> Y: i32[N]:\n  Y[n] = g(X[n])\n")
+    Path("g.tc").write_text("fn g(x) = i32(x)\n")
+    looked: list[str] = []
+    inner = infer_module._infer
+    monkeypatch.setattr(infer_module, "_infer", lambda op, module: (looked.append(op.name), inner(op, module))[1])
+    first, second = (load_text(f"import g\nimport h\n# {i}\n") for i in range(2))
+    assert looked == ["f"] and first is not second
+    found = infer_module.infer(first.ops["f"], first)
+    found.ranges["m"] = found.ranges["n"]
+    assert list(infer_module.infer(second.ops["f"], second).ranges) == ["n"]
+    with pytest.raises(TcError, match="assigned to 'Y', which is i32"):
+        load_text("fn g(x) = x\nimport h\n")
+    assert looked[1:] == ["f"]
