@@ -72,6 +72,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(NOT_RUN)
 
 
+def pytest_collection_finish() -> None:
+    """What is loaded and collected by now stays to the end: cycles are looked for in what comes after it."""
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure() -> None:
     """At the end pytest looks for cycles five times, among millions of objects: these are left out."""

@@ -16,11 +16,11 @@ from tests.reference.ranks import Links, on_ranks, ranked, step_for
 
 
 @pytest.mark.parametrize(("zero", "last"), [(0, "sums to all"), (1, "parameters to all")])
-def test_the_parts_move_the_bytes_that_they_say(zero: int, last: str, kernels: Path) -> None:
+def test_the_parts_move_the_bytes_that_they_say(zero: int, last: str, objects: Path) -> None:
     step = step_for(Sharing(2, zero))
 
     def work(links: Links) -> list[str]:
-        executor = ranked(CpuExecutor(step_of(step, links.rank), detect(), 1, kernels), links)
+        executor = ranked(CpuExecutor(step_of(step, links.rank), detect(), 1, objects), links)
         parts = ranks._parts(executor)
         for run in parts.values():
             assert ranks._timed(run, executor, None, 1) >= 0

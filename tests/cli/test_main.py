@@ -15,7 +15,7 @@ from tcomp import __version__
 from tcomp.__main__ import limit_blas, main as start
 from tcomp.cli.display import displays
 from tcomp.cli.main import spread_data
-from tests.cli.support import Tcomp, refused
+from tests.cli.support import TINY, Tcomp, refused
 
 
 def test_help_lists_the_commands_and_each_gives_examples(tcomp: Tcomp) -> None:
@@ -110,7 +110,7 @@ def test_a_limit_of_threads_is_one_message(tcomp: Tcomp, monkeypatch: pytest.Mon
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("tcomp.runtime.cpu.team.threading.Thread.start", refuse)
-    arguments = ["--config", "tiny", "-B", "1", "-T", "8", "--threads", "2", "--data", "a.txt", "--steps", "1"]
+    arguments = [*TINY, "--threads", "2", "--data", "a.txt", "--steps", "1"]
     Path("a.txt").write_text("some text " * 100)
     refused(tcomp("train", "gpt2", *arguments), "can't start new thread", "fewer --threads")
 
@@ -124,7 +124,7 @@ def test_one_thread_is_enough_to_train_and_bars_are_drawn_where_there_is_a_secon
     assert displays(Console(force_terminal=True)) and not displays(Console(force_terminal=False))
     monkeypatch.setattr("threading.Thread.start", refuse)
     assert not displays(Console(force_terminal=True))
-    arguments = ["--config", "tiny", "-B", "1", "-T", "8", "--threads", "1", "--data", "a.txt", "--steps", "1"]
+    arguments = [*TINY, "--data", "a.txt", "--steps", "1"]
     Path("a.txt").write_text("some text " * 100)
     assert tcomp("train", "gpt2", *arguments, "--sample", "0").code == 0
 

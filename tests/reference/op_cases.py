@@ -52,7 +52,7 @@ MATRICES = [
     (257, 97, 64),
     (517, 199, 23),
 ]
-FEWER = [(7, 31, 1), (61, 193, 97), (1, 17, 5), (517, 199, 389)]
+FEWER = [(7, 31, 1), (1, 17, 5), (517, 199, 389)]
 MATRIX_OPS = {
     "linear_gelu": MATRICES,  # the others have its schedules
     **dict.fromkeys(("matmul", "matmul_residual", "linear", "linear_residual"), FEWER),
@@ -80,7 +80,7 @@ CASES = [
     *(case("lookup", b * t, B=b, T=t, V=v, C=c) for b, t, v, c in [(1, 1, 1, 1), (3, 37, 11, 96), (2, 29, 211, 67)]),
     *(case("rmsnorm", max(m, c), M=m, C=c) for m, c in [(1, 1), (3, 7), (37, 96), (67, 131), (5, 1031)]),
     *(case("swiglu", 1, M=m, F=f) for m, f in [(1, 1), (5, 7), (37, 96), (3, 1031)]),
-    *(case("rotary_table", 8 * t, T=t, E=e) for t, e in [(1, 1), (37, 8), (131, 19)]),
+    *(case("rotary_table", 8 * t, T=t, E=e) for t, e in [(1, 1), (131, 19)]),
     *(
         case("rotary", 2, B=b, T=t, H=h, G=g, E=e)
         for b, t, h, g, e in [(1, 1, 1, 1, 1), (2, 5, 6, 2, 3), (1, 67, 4, 1, 8), (3, 7, 3, 3, 17)]
@@ -89,9 +89,8 @@ CASES = [
         case("grouped_attention", max(r * t, d), B=b, T=t, G=g, R=r, D=d)
         for b, t, g, r, d in [
             (1, 1, 1, 1, 1),
-            (2, 5, 3, 2, 7),
+            (2, 5, 2, 3, 7),
             (1, 67, 1, 2, 17),
-            (2, 71, 2, 3, 24),
             (1, 131, 3, 1, 64),
         ]
     ),

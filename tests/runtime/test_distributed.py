@@ -129,7 +129,7 @@ def test_a_rank_whose_parameters_differ_is_found() -> None:
 
 
 def test_shares_are_summed_in_the_order_of_the_ranks_and_scales_follow_the_largest_of_any(
-    monkeypatch: pytest.MonkeyPatch, kernels: Path
+    monkeypatch: pytest.MonkeyPatch, objects: Path
 ) -> None:
     """Of 8-bit layers' scales, that is; all that joins what has come."""
     step = step_for(Sharing(3), "fp8")
@@ -145,10 +145,10 @@ def test_shares_are_summed_in_the_order_of_the_ranks_and_scales_follow_the_large
     real = CpuExecutor.run
     monkeypatch.setattr(CpuExecutor, "run", lambda self, name: real(self, name) if name == "sum" else None)
 
-    CpuExecutor(step_of(step, 0), detect(), 1, kernels).close()  # else three would compile the same kernels at once
+    CpuExecutor(step_of(step, 0), detect(), 1, objects).close()  # else three would compile the same kernels at once
 
     def work(links: Links) -> list[Array]:
-        inner = CpuExecutor(step_of(step, links.rank), detect(), 1, kernels)
+        inner = CpuExecutor(step_of(step, links.rank), detect(), 1, objects)
         for slot, values in ((place, scales), *zip(groups, gradients, strict=True)):
             with inner.region(slot, True) as there:
                 there[...] = values[links.rank]

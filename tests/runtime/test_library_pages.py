@@ -52,8 +52,10 @@ def test_what_is_not_loaded_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_models_executor_keeps_little_of_the_compiler_and_that_of_one_op_goes_on_with_it(kernels: Path) -> None:
-    with built("gpt2", {"L": 1}, 1, 8, 1, 1, kernels):
+def test_a_models_executor_keeps_little_of_the_compiler_and_that_of_one_op_goes_on_with_it(
+    kernels: Path, objects: Path
+) -> None:
+    with built("gpt2", {"L": 1, "H": 2, "C": 16}, 2, 16, 1, 1, objects):  # (at which the command line's tests are)
         assert resident_of_llvm() < 30 << 10
     with SingleKernel(empty_kernel(3), detect(), 1, tempfile.mkdtemp(dir=kernels)):
         assert resident_of_llvm() > 30 << 10

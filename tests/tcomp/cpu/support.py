@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +32,18 @@ def _machines() -> list[CpuMachine]:
 MACHINES = _machines()
 F32_MACHINES = [m for m in MACHINES if m.name != "avx512bf16"]
 """For kernels without bf16: of the two levels that differ in its instructions alone, one."""
+Case = TypeVar("Case")
+
+
+def dealt(cases: Sequence[Case], machines: Sequence[CpuMachine], ways: int = 3) -> list[tuple[Case, CpuMachine]]:
+    """Every case on the first machine, and on each other one every third of them (or by so many `ways`), from another
+    on: for what follows from the case, and of the machine has only the instructions."""
+    return [(c, m) for i, m in enumerate(machines) for n, c in enumerate(cases) if i == 0 or n % ways == i % ways]
+
+
+def shown(value: object) -> str:
+    """A case's or a machine's name in a test's."""
+    return value.name if isinstance(value, CpuMachine) else str(value)
 
 
 def scratch(name: str, *shape: int, layout: RowMajor | Panels = RowMajor(), dtype: DType = DType.F32) -> Buffer:

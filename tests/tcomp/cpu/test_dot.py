@@ -63,6 +63,10 @@ HOSTS = [
 ]
 
 
+EITHER = native() or emulating()
+"""For what the instruction is used in: its meaning takes ten times as long to compile."""
+
+
 @pytest.fixture(scope="module")
 def gpt2() -> Module:
     return load("models/gpt2.tc")
@@ -180,7 +184,7 @@ def test_a_sum_divided_among_cores_uses_it_in_its_parts(block: int, result: str,
     text = PARTS.replace("core(6)", f"core({block})").replace("Y: f32", f"Y: {result}")
     module, rng = load_text(text, "parts.tc"), np.random.default_rng(2)
     x, w = (round_to(rng.standard_normal(s).astype(np.float32), DType.BF16) for s in ((33, 29), (21, 29)))
-    got = run(module.ops["f"], module, {"M": 33, "N": 21, "K": 29}, {"X": x, "W": w}, emulating(), objects)["Y"]
+    got = run(module.ops["f"], module, {"M": 33, "N": 21, "K": 29}, {"X": x, "W": w}, EITHER, objects)["Y"]
     tolerance = 1e-5 if result == "f32" else 2**-8
     np.testing.assert_allclose(got, x.astype(np.float64) @ w.astype(np.float64).T, rtol=tolerance, atol=1e-5)
 
@@ -249,7 +253,7 @@ def near(got: np.ndarray, want: np.ndarray, terms: int) -> None:
 @pytest.mark.parametrize(("name", "rows"), [("matmul", 37), ("linear_gelu", 37), ("linear_gelu", 1)])
 def test_they_agree_with_the_oracle_and_are_what_is_used(name: str, rows: int, gpt2: Module, objects: Path) -> None:
     """Also of one row, where GELU's gradient is a vector, and its pairs are read where they lie."""
-    dims, machine = {"M": rows, "N": 70, "K": 51}, emulating()
+    dims, machine = {"M": rows, "N": 70, "K": 51}, EITHER
     rng = np.random.default_rng(5)
     for op in (gpt2.ops[name], backward_of(name, gpt2)):
         assert op is not None

@@ -15,7 +15,7 @@ from tcomp.dsl.ast import Binary, Call, DType, Expr, Name, Num
 from tcomp.ir.tile import Compute, Loop
 from tcomp.machine.cpu import CpuMachine
 from tests.reference.tile_ir import at, op, operand
-from tests.tcomp.cpu.support import F32_MACHINES, axis, kernel, normal, run
+from tests.tcomp.cpu.support import F32_MACHINES, axis, dealt, kernel, normal, run, shown
 
 ON = F32_MACHINES
 
@@ -47,9 +47,10 @@ def truth(condition: Expr) -> np.ndarray:
     return found[next(n for n, c in CONDITIONS.items() if c is condition)]
 
 
-@pytest.mark.parametrize(("name", "tile"), [(n, TILES[i % 2]) for i, n in enumerate(CONDITIONS)])
-def test_where_a_condition_holds(name: str, tile: Tile, machine: CpuMachine, objects: Path) -> None:
+@pytest.mark.parametrize(("name", "machine"), dealt(list(CONDITIONS), ON), ids=shown)
+def test_where_a_condition_holds(name: str, machine: CpuMachine, objects: Path) -> None:
     condition, holds = CONDITIONS[name], truth(CONDITIONS[name])
+    tile = TILES[list(CONDITIONS).index(name) % 2]
     x = normal(Q, K)
     rows, columns = tile
     axes = (axis("q", Q, *rows), axis("k", K, *columns))

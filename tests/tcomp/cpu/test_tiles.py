@@ -12,19 +12,24 @@ from tcomp.dsl.ast import DType, Num
 from tcomp.ir.tile import Compute, Loop, Pack, Panels, RowMajor, Statement
 from tcomp.machine.cpu import CpuMachine
 from tests.reference.tile_ir import at, op, operand
-from tests.tcomp.cpu.support import F32_MACHINES, axis, kernel, normal, run, scratch, tile_axis
+from tests.tcomp.cpu.support import F32_MACHINES, axis, dealt, kernel, normal, run, scratch, shown, tile_axis
 
 ON = F32_MACHINES
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (1, 1), (48, 40), (50, 33), (17, 100), (100, 17)])
-@pytest.mark.parametrize("source", ["rows", "columns", "planes"])
-@pytest.mark.parametrize("layout", ["panels", "rows"])
+SHAPES = [(16, 16), (1, 1), (48, 40), (50, 33), (17, 100), (100, 17)]
+PACKED = [
+    (layout, source, shape) for layout in ("panels", "rows") for source in ("rows", "columns") for shape in SHAPES
+]
+PACKED += [("panels" if i % 2 else "rows", "planes", shape) for i, shape in enumerate(SHAPES)]
+
+
+@pytest.mark.parametrize(("packed", "machine"), dealt(PACKED, ON, 2), ids=shown)
 def test_packing_fills_the_whole_tile(
-    shape: tuple[int, int], source: str, layout: str, machine: CpuMachine, objects: Path
+    packed: tuple[str, str, tuple[int, int]], machine: CpuMachine, objects: Path
 ) -> None:
     """Zeros stand behind what there is; panels that begin behind it keep what was there: nobody reads them."""
-    n, k = shape
+    layout, source, (n, k) = packed
     nc, kc = 50, 40  # the tile; its axes stop at the source's end
     width = 2 * machine.lanes_f32
     tile = scratch("P", nc, kc, layout=Panels(0, width) if layout == "panels" else RowMajor())

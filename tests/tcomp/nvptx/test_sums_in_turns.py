@@ -131,12 +131,17 @@ STREAM = "producer warp\n  persistent\n  raster 2\n  stream"
 
 
 @pytest.mark.parametrize(
-    "m,n,k", [(364, 136, 72), (136, 8, 8), (1500, 64, 64)], ids=["ragged", "one block", "tall"]
-)  # fmt: skip
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"adds": True}, {"t": "bf16"}, {"k": 32}, {"n": 256, "cluster": " / cluster(128)"}],
-    ids=["stored", "added", "bf16", "one panel", "cluster"],
+    ("options", "m", "n", "k"),
+    [
+        *(pytest.param({}, *s, id=f"stored-{s[0]}") for s in [(364, 136, 72), (136, 8, 8), (1500, 64, 64)]),
+        *(pytest.param({"adds": True}, *s, id=f"added-{s[0]}") for s in [(364, 136, 72), (1500, 64, 64)]),
+        pytest.param({"t": "bf16"}, 364, 136, 72, id="bf16"),
+        pytest.param({"k": 32}, 364, 136, 72, id="one panel"),
+        *(
+            pytest.param({"n": 256, "cluster": " / cluster(128)"}, *s, id=f"cluster-{s[0]}")
+            for s in [(364, 136, 72), (136, 8, 8), (1500, 64, 64)]
+        ),
+    ],
 )
 def test_equal_shares_of_all_tiles(options: dict[str, Any], m: int, n: int, k: int) -> None:
     """Blocks of which each has the end of one tile's sum and the beginning of another's; fewer where there is less."""
