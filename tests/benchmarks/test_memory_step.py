@@ -33,7 +33,7 @@ def test_the_step_is_planned_for_less_memory_than_pytorch_takes(tmp_path: Path) 
     assert rows.keys() == {(4, 1024)} and rows[4, 1024] >= LEAST, rows
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_the_larger_step_is_planned_for_what_the_document_says() -> None:
     """PyTorch's account of it is the document's: that changes with PyTorch alone."""
     table = (ROOT / "docs" / "gpu-kernels.md").read_text()
