@@ -27,7 +27,7 @@ COMPILED = [
     for n in OPS
     for b in ("", ".backward")
 ]
-CONFIG = Config(L=2, H=2, C=32, V=67, S=32)
+CONFIG = Config(L=2, H=2, C=16, V=256, S=128)  # (at which tests of ranks have kernels)
 HYPER = Hyper(peak_lr=1e-3, warmup=0, total=10)
 DIMS = {"M": 37, "N": 50, "K": 70, "H": 4}
 
@@ -74,7 +74,7 @@ def test_the_scale_is_the_histories_and_what_exceeds_it_saturates(module: Module
 def amax(params: reference.Params, batches: list[reference.Batch], accumulation: int, cache: Path) -> list[np.ndarray]:
     """The state after each step."""
     found = []
-    with built("gpt2", asdict(CONFIG), 2, 16, accumulation, 2, cache, precision="fp8") as (step, executor):
+    with built("gpt2", asdict(CONFIG), 2, 16, accumulation, 1, cache, precision="fp8") as (step, executor):
         assert step.slots["amax"].kind == "state" and step.states == ("amax",)
         executor.write("amax", 0.0)
         for start in range(0, len(batches), accumulation):

@@ -113,17 +113,22 @@ def test_a_schedule_that_wins_is_carried_by_the_lockfile_and_lowered(tmp_path: P
     assert search.lock.read_text() == before, "the incumbent is not written again"
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{", ["line 1: not JSON"]),
-        ('{"job": "x"}', ["line 1: not a proposal"]),
-        pytest.param('{"job": "x", "values": {"BQ": true}}', ["not a proposal"], marks=pytest.mark.slow),
-        pytest.param('{"job": "x", "values": {}, "schedule": ""}', ["not a proposal"], marks=pytest.mark.slow),
-        ('{"job": "x", "values": {}}', ["there is no job 'x'", "--ask"]),
-    ],
-)
-def test_what_is_no_proposal_is_refused(tcomp: Tcomp, tmp_path: Path, line: str, words: list[str]) -> None:
+NO_PROPOSALS = {
+    "{": ["line 1: not JSON"],
+    '{"job": "x"}': ["line 1: not a proposal"],
+    '{"job": "x", "values": {"BQ": true}}': ["not a proposal"],
+    '{"job": "x", "values": {}, "schedule": ""}': ["not a proposal"],
+    '{"job": "x", "values": {}}': ["there is no job 'x'", "--ask"],
+}
+
+
+def test_what_is_no_proposal_is_refused(tcomp: Tcomp, tmp_path: Path) -> None:
+    """By the command as by what it calls."""
+    search = search_on(tmp_path, Plan(SHAPE, ops=("attention",)))
+    for line, words in NO_PROPOSALS.items():
+        with pytest.raises(UserError) as refusal:
+            list(proposals.tell(search, [line]))
+        assert all(w in f"{refusal.value.message}\n{refusal.value.hint}" for w in words)
     (tmp_path / "a.jsonl").write_text(line + "\n")
     refused(tcomp("tune", *TINY, "--tell", "a.jsonl"), *words)
 
