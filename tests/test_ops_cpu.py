@@ -53,8 +53,11 @@ def seconds(cases: list[Case]) -> list[Case]:
     return [c for own in by_op.values() for c in own[::-1][::2]]
 
 
-ON_TARGETS = [(c, *target) for target, cases in zip(TARGETS, (CASES, seconds(CASES)), strict=False) for c in cases]
-"""The same schedules with narrower vectors are asked at every second shape."""
+ALIKE = ("matmul", "matmul_residual", "linear")
+"""Products by the schedules of `linear_residual` and `linear_gelu`."""
+NARROW = [c for c in seconds(CASES) if c.op not in ALIKE or c.terms < 100]
+ON_TARGETS = [(c, *target) for target, cases in zip(TARGETS, (CASES, NARROW), strict=False) for c in cases]
+"""The same schedules with narrower vectors are asked at every second shape; of products alike, at small ones."""
 
 
 def shown(value: object) -> str | None:
