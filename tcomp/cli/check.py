@@ -28,7 +28,7 @@ class CheckOptions(Options):
     """What to check, and how well."""
 
     file: options.File = "gpt2"
-    op: Annotated[str | None, typer.Argument(help="Only this op and its backward.")] = None
+    op: Annotated[str | None, typer.Argument(help="Only this op and its backward, or this written backward.")] = None
     trials: Annotated[int, typer.Option(help="Random shapes per op."), Range(1, MANY)] = 2
     seed: Annotated[int, typer.Option(help="Of shapes and inputs."), options.SEED] = 0
     tolerance: Annotated[
@@ -116,11 +116,13 @@ def check(own: CheckOptions, where: RunOptions) -> None:
 
 
 def _ops(module: Module, only: str | None) -> Iterator[Op]:
-    """Ops in the order of the text, each followed by its backward, written or derived."""
+    """Ops in the order of the text, each followed by its backward, written or derived; `only` one of them, and its."""
     from tcomp.dsl.errors import TcError
     from tcomp.grad import backward_of
 
     for name, op in module.ops.items():
+        if op.backward_of is not None and only == name:
+            yield op
         if op.backward_of is not None or only not in (None, name):
             continue
         yield op

@@ -51,6 +51,18 @@ def test_check_passes_for_an_op_file_and_fails_for_a_wrong_tolerance(tcomp: Tcom
     refused(tcomp("check", "ops/layernorm", "--tolerance", "0", "--threads", "1"), "from the oracle")
 
 
+def test_a_written_backward_is_checked_by_its_name(tcomp: Tcomp, tmp_path: Path) -> None:
+    """It had no line of its own, and nothing was compared."""
+    file = tmp_path / "double.tc"
+    file.write_text(
+        "op double(X: f32[N]) -> Y: f32[N]:\n  Y[n] = 2.0 * X[n]\n\n"
+        "backward double(dY: f32[N]) -> dX: f32[N]:\n  dX[n] = 3.0 * dY[n]\n"
+    )
+    wrong = tcomp("check", str(file), "double.backward", "--threads", "1")
+    assert "double.backward" in wrong.out and "own = derived" in wrong.out
+    refused(wrong, "1 check differs from the oracle")
+
+
 QUARTER = "op quarter(X: {0}[N]) -> Y: {0}[N]:\n  Y[n] = {0}(f32(X[n]) * 0.2)\n"
 
 
