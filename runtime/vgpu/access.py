@@ -40,7 +40,7 @@ class Access:
         self.strong = strong
         self.space = space
         self.cluster_wide = space == "generic" or "shared::cluster" in i.parts
-        self.within = WithinBlocks.of(d.m) if d.m.bulk_sums else None
+        self.within = WithinBlocks.of(d.m) if d.m.bulk_sums and d.m.options.checks else None
         self.offset = o.offset
         self.address = None
         if isinstance(o.base, Reg):

@@ -108,8 +108,8 @@ class Piece:
                       "written")  # fmt: skip
         if m.options.checks and len(self.at):
             self._fenced("writes")
-            if atomic and (within := WithinBlocks.of(m)) is not None:
-                within.begins(self.instr, s, self.at, self.lane)
+            if atomic:
+                WithinBlocks.of(m).begins(self.instr, s, self.at, self.lane)
             self._race("atomic" if atomic else "write")
             if not atomic and not s.read_only:
                 s.shadow().asynchronous()[self._granules()] = m.now
@@ -132,8 +132,8 @@ class Piece:
         if not s.initialised:
             s.init[self.at] = 1
         if m.options.checks and len(self.at):
-            if atomic and (within := WithinBlocks.of(m)) is not None:
-                within.ends(s, self.at, self.lane)
+            if atomic:
+                WithinBlocks.of(m).ends(s, self.at, self.lane)
             shadow, keys = s.shadow(), self._granules()
             if atomic:
                 if shadow.atomic_time is not None:

@@ -45,10 +45,6 @@ class BulkStores(WaveState):
         m.parts.append(self)
         m.on_exit.append(self.leaving)
 
-    @staticmethod
-    def of(m: Machine) -> BulkStores:
-        return next((p for p in m.parts if isinstance(p, BulkStores)), None) or BulkStores(m)
-
     def start(self) -> None:
         self.stores.clear()
         self.committed[:] = 0

@@ -142,7 +142,7 @@ class ClusterBarrier(WaveState):
 
 def barrier(m: Machine, i: Instr) -> Callable[[Sel], Any]:
     """The closure of one barrier.cluster instruction: None or the lanes that may go on."""
-    found = next((p for p in m.parts if isinstance(p, ClusterBarrier)), None) or ClusterBarrier(m)
+    found = ClusterBarrier.of(m)
     aligned = "aligned" in i.parts
 
     def check(sel: Sel) -> None:

@@ -26,10 +26,6 @@ class Lifetimes(WaveState):
         m.parts.append(self)
         m.on_exit.append(self.leaving)
 
-    @staticmethod
-    def of(m: Machine) -> Lifetimes:
-        return next((p for p in m.parts if isinstance(p, Lifetimes)), None) or Lifetimes(m)
-
     def start(self) -> None:
         m = self.m
         self.touched: Array = np.zeros((m.slots, m.order.warps_of_team), np.int64)

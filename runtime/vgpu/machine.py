@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -45,7 +45,16 @@ class Options:
 
 
 class WaveState:
-    """State of a feature that a wave begins afresh and may end with findings."""
+    """State of a feature that a wave begins afresh and may end with findings. One that is made adds itself to the
+    machine's `parts`."""
+
+    def __init__(self, m: Machine) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, m: Machine) -> Self:
+        """The machine's own, made when it is first asked for."""
+        return next((p for p in m.parts if isinstance(p, cls)), None) or cls(m)
 
     def start(self) -> None:
         """A new wave of blocks."""

@@ -44,10 +44,6 @@ class Mbarriers(WaveState):
         self.start()
         m.parts.append(self)
 
-    @staticmethod
-    def of(m: Machine) -> Mbarriers:
-        return next((p for p in m.parts if isinstance(p, Mbarriers)), None) or Mbarriers(m)
-
     def start(self) -> None:
         self.number = 0
         self._allocate(64)

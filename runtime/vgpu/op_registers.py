@@ -44,10 +44,6 @@ class Registers(WaveState):
         self.start()
         m.parts.append(self)
 
-    @staticmethod
-    def of(m: Machine) -> Registers:
-        return next((p for p in m.parts if isinstance(p, Registers)), None) or Registers(m)
-
     def start(self) -> None:
         self.held: Array = np.full(self.m.lanes // 32, self.launch or 0, np.int64)
         self.pool: Array = np.zeros(self.m.slots, np.int64)

@@ -281,10 +281,6 @@ class Loads(WaveState):
         self.busy: set[int] = set()
         m.parts.append(self)
 
-    @staticmethod
-    def of(m: Machine) -> Loads:
-        return next((p for p in m.parts if isinstance(p, Loads)), None) or Loads(m)
-
     def start(self) -> None:
         for n in self.busy:
             self.lanes[n][:] = False

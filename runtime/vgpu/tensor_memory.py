@@ -69,10 +69,6 @@ class TensorMemory(WaveState):
         self.start()
         m.parts.append(self)
 
-    @staticmethod
-    def of(m: Machine) -> TensorMemory:
-        return next((p for p in m.parts if isinstance(p, TensorMemory)), None) or TensorMemory(m)
-
     def start(self) -> None:
         for cells in (self.written, self.writer, self.reader, self.other):
             cells[:] = 0

@@ -44,12 +44,6 @@ class WithinBlocks(WaveState):
         self.written: dict[int, _Last] = {}
         m.parts.append(self)
 
-    @staticmethod
-    def of(m: Machine) -> WithinBlocks | None:
-        """None where nobody checks."""
-        found = next((p for p in m.parts if isinstance(p, WithinBlocks)), None)
-        return found or (WithinBlocks(m) if m.options.checks else None)
-
     def start(self) -> None:
         self.read.clear()  # (blocks of other waves are others)
         self.written.clear()

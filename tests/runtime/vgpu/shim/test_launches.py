@@ -128,10 +128,11 @@ def test_the_parser_s_words_come_in_the_error_log(cuda: Any) -> None:
 
 
 def test_cubins_are_mapped_back_to_their_ptx(driver: VirtualDriver, cuda: Any) -> None:
-    cubin = assemble(SCALE, "sm_90a").cubin
+    own = SCALE.replace("scale", "scale_of_this_test")  # (what other tests registered is known to the process)
+    cubin = assemble(own, "sm_90a").cubin
     assert code(cuda.cuModuleLoadData(cubin)) == "NO_BINARY_FOR_GPU"  # nobody said what it is
-    register_cubin(cubin, SCALE)
-    f = ok(cuda.cuModuleGetFunction(ok(cuda.cuModuleLoadData(cubin)), b"scale"))
+    register_cubin(cubin, own)
+    f = ok(cuda.cuModuleGetFunction(ok(cuda.cuModuleLoadData(cubin)), b"scale_of_this_test"))
     assert 8 <= ok(cuda.cuFuncGetAttribute(cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, f)) <= 32
     a = upload(cuda, np.ones(32, np.float32))
     ok(launch(cuda, f, a, (3.0, F32), (32, U32)))
