@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tcomp.autotune.sass import Block, Function, Instruction
-from tcomp.autotune.sass_steps import Branch, State, decoded
+from tcomp.autotune.sass_operands import State
+from tcomp.autotune.sass_steps import Branch, decoded
 
 STEPS = 200_000
 """Blocks that one walk may pass; a kernel that takes more is cut off and said to be."""
