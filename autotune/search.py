@@ -6,7 +6,6 @@ The judge decides what a candidate is worth; a crash, a wrong result or a slow s
 
 from __future__ import annotations
 
-import datetime
 import fnmatch
 import math
 import statistics
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcomp.autotune.apply import Applied
 from tcomp.autotune.backend import Place
 from tcomp.autotune.child import Failure
 from tcomp.autotune.contest import ratio
@@ -28,28 +26,17 @@ from tcomp.autotune.instances import (
     op_hash,
     schedule_hash,
     schedule_of,
-    step_text,
 )
 from tcomp.autotune.judge import Choice, Job, Judge, Outcome
 from tcomp.autotune.kept_trials import study_names
-from tcomp.autotune.lockfile import (
-    Entry,
-    Lock,
-    check_writable,
-    entry_key,
-    read_lock_for,
-    tool_versions,
-    update_lock,
-    with_entry,
-)
+from tcomp.autotune.lockfile import entry_key
+from tcomp.autotune.outcomes import Outcomes
 from tcomp.autotune.plan import Plan, Summary
-from tcomp.autotune.schedule_text import text_hash
 from tcomp.autotune.space import Space, Values, spaces_of
 from tcomp.autotune.step_final import StepFinal, instance_seconds
 from tcomp.autotune.trials import LEAST, Trials
 from tcomp.dsl.ast import Module, Schedule
 from tcomp.dsl.errors import quoting
-from tcomp.dsl.printer import print_schedule
 from tcomp.errors import UserError
 from tcomp.schedule.lower import lower
 
@@ -101,7 +88,7 @@ class Search:
         shown: Shown,
         steps: StepFinal | None = None,
     ) -> None:
-        self.module, self.model, self.machine, self.threads = module, plan.step.model, place.machine, place.threads
+        self.module, self.machine, self.threads = module, place.machine, place.threads
         self.plan, self.judge, self.trials, self.lock, self.say = plan, judge, trials, lock, shown.say
         self.threads_key = machine_threads(self.machine, self.threads)
         self.end = time.monotonic() + plan.budget - plan.spent if plan.budget else None
@@ -110,6 +97,7 @@ class Search:
         self.start_rate = 0.0
         """seconds that making an instance ready takes per unit of its kernels' guessed time, as far as is known"""
         self.summary = Summary()
+        self.outcomes = Outcomes(lock, module, place, plan, judge.basis, self.summary, shown.say)
         self.kernels = Trials(trials, self.machine.name, judge, plan, self.summary.kinds)
         self.follow = shown.follow
         self.first: dict[str, list[Values]] = {}
@@ -121,8 +109,7 @@ class Search:
 
     def run(self) -> Summary:
         """Tune everything asked for. KeyboardInterrupt leaves all finished trials and entries behind."""
-        check_writable(self.lock)
-        self._lock()  # a damaged one ends the search here and not after it
+        self.outcomes.check()  # here, not after it
         try:
             parts = self._parts()
             order = sorted(self._worthwhile(parts), key=lambda p: -p.weight)
@@ -254,7 +241,7 @@ class Search:
                 self.summary.skipped.append(f"{job.label}: the budget is spent")
             else:
                 end = time.monotonic() + left * weight / max(weight_left, 1e-12)
-                self.kernels.run(job, end, [*self.first.get(job.instance.key, []), *self._proposed(job)])
+                self.kernels.run(job, end, [*self.first.get(job.instance.key, []), *self.outcomes.proposed(job)])
             weight_left -= weight
         if self.steps is not None and self.steps.effort is not None:
             self.say(self.kernels.so_far(jobs))
@@ -266,7 +253,7 @@ class Search:
         """The final of all kernels within steps, in what is left of the budget; its outcomes go into the lockfile."""
         assert self.steps is not None
         judged = [(i, jobs) for i, jobs in self.waiting if any(self.kernels.judged(j) for j in jobs)]
-        overruled = {i.key for i, jobs in judged if self._entry(self._lock(), i)[0].schedule is not None}
+        overruled = {i.key for i, jobs in judged if self.outcomes.choice(i).schedule is not None}
         for instance, jobs in judged:
             if instance.key in overruled:  # a schedule of its own has no parameters that finalists are points of
                 self.settle(instance, jobs)
@@ -275,7 +262,7 @@ class Search:
             return
         self.judge.close()
         left = math.inf if self.end is None else max(1.0, self.end - time.monotonic())
-        incumbents = {i.key: self._incumbent(i) for i, _ in judged}
+        incumbents = {i.key: self.outcomes.incumbent(i) for i, _ in judged}
         every = [j for _, jobs in judged for j in jobs]
         found = self.steps.decide(every, incumbents, self._in_question, self._wrong, left)
         if isinstance(found, Failure):
@@ -286,11 +273,12 @@ class Search:
         for instance, jobs in judged:
             choice, now = found.choices[instance.key], incumbents[instance.key]
             if choice == now:
-                self._keep(instance, jobs[0], now)
+                self.outcomes.keep(instance, jobs[0], now, self.defaults[instance.key])
                 continue
             own, mine = (instance_seconds(t, instance.key) for t in (found.own, found.chosen))
             r, default = ratio(mine, own), statistics.median(own) / instance.count
-            self._record(instance, jobs[0], choice, Outcome(default, default * r.value, r.margin, True))
+            outcome = Outcome(default, default * r.value, r.margin, True)
+            self.outcomes.record(instance, jobs[0], choice, outcome)
         self.summary.step_seconds = self.steps.seconds
         if found.own:
             self.summary.step_seconds = statistics.median(t.whole for t in found.own)
@@ -298,7 +286,7 @@ class Search:
 
     def _in_question(self, job: Job) -> list[Values]:
         """A kernel's finalists, the best first: those of which single runs leave open whether they are better."""
-        own = job.space.own(self._incumbent(job.instance).values)
+        own = job.space.own(self.outcomes.incumbent(job.instance).values)
         return [v for v in self.kernels.finalists(job, OPEN) if v != own]
 
     def _wrong(self, instance: Instance, choice: Choice) -> str:
@@ -313,7 +301,7 @@ class Search:
         lockfile."""
         if not any(self.kernels.judged(job) for job in jobs):
             return  # there was no time for a candidate
-        incumbent = self._incumbent(instance)
+        incumbent = self.outcomes.incumbent(instance)
         choice = dict(incumbent.values)
         for job in jobs:
             own = job.space.own(incumbent.values)
@@ -326,78 +314,18 @@ class Search:
     def settle_schedule(self, job: Job, schedule: Schedule) -> None:
         """The final of a whole schedule against what the lockfile has for its op; the outcome goes into the
         lockfile."""
-        self._decide(job.instance, job, self._incumbent(job.instance), Choice({}, schedule))
-
-    def _incumbent(self, instance: Instance) -> Choice:
-        """What the lockfile has for an instance, and a candidate must beat. To one who measures, what was predicted is
-        a proposal like any other."""
-        choice, basis = self._entry(self._lock(), instance)
-        return Choice() if (basis, self.judge.basis) == ("predicted", "measured") else choice
-
-    def _lock(self) -> Lock:
-        new = Lock(self.model, self.machine.name)
-        return read_lock_for(self.lock, self.machine.name, self.model) if self.lock.exists() else new
-
-    def _entry(self, lock: Lock, instance: Instance) -> tuple[Choice, str]:
-        """A lockfile's choice and its basis; nothing where it has none, or a stale one."""
-        applied = Applied(lock, self.module, self.machine, self.threads)
-        choice = applied.choice(instance)
-        return choice, next((e.basis for e in applied.used.values()), "")
-
-    def _proposed(self, job: Job) -> list[Values]:
-        """What lockfiles have for a kernel: its first candidates."""
-        locks = [self._lock(), *([self.plan.known] if self.plan.known is not None else [])]
-        return [job.space.own(choice.values) for lock in locks if (choice := self._entry(lock, job.instance)[0]).values]
+        self._decide(job.instance, job, self.outcomes.incumbent(job.instance), Choice({}, schedule))
 
     def _decide(self, instance: Instance, job: Job, incumbent: Choice, choice: Choice) -> None:
-        if (self._entry(self._lock(), instance)[1], self.judge.basis) == ("measured", "predicted"):
+        if self.outcomes.overrules(instance):
             self.say(f"{job.key}: was measured, and no prediction overrules that; kept as it is")
             self.summary.kept.append(job.key)
             return
         if choice == incumbent:
-            self._keep(instance, job, incumbent)
+            self.outcomes.keep(instance, job, incumbent, self.defaults[instance.key])
             return
         outcome = self.judge.confirm(instance, incumbent, choice, max(1.0, self._left()))
         if outcome.problem:
             self.say(f"{job.key}: the choice was refused: {outcome.problem}")
         else:
-            self._record(instance, job, choice if outcome.better else incumbent, outcome)
-
-    def _keep(self, instance: Instance, job: Job, incumbent: Choice) -> None:
-        """Nothing was better."""
-        old = self._lock().entries.get(job.key)
-        default = self.defaults[instance.key]
-        known = (old.default_seconds, old.seconds) if old is not None and incumbent else (default, default)
-        self._record(instance, job, incumbent, Outcome(*known, 0.0, False))
-
-    def _record(self, instance: Instance, job: Job, winner: Choice, outcome: Outcome) -> None:
-        key = job.key
-        text = print_schedule(winner.schedule) if winner.schedule else ""
-        entry = Entry(
-            job.op_hash, job.schedule_hash, winner.values, self.judge.basis, outcome.default_seconds, outcome.seconds,
-            outcome.margin, tool_versions(), _now(), text, text_hash(text) if text else "",
-        )  # fmt: skip
-
-        def change(lock: Lock) -> Lock:
-            old = lock.entries.get(key)
-            same = old is not None and (old.op, old.schedule, old.basis) == (entry.op, entry.schedule, entry.basis)
-            kept = old if old and same and not outcome.better else entry
-            if kept != old and not outcome.better:
-                self.summary.entered.append(key)
-            return with_entry(lock, key, kept, step_text(self.plan.step))
-
-        update_lock(self.lock, change, Lock(self.model, self.machine.name))
-        (self.summary.tuned.__setitem__(key, entry) if outcome.better else self.summary.kept.append(key))
-        self.summary.before += instance.count * outcome.default_seconds
-        self.summary.after += instance.count * outcome.seconds
-        word = self.judge.basis
-        what = f"{outcome.seconds * 1e6:.1f} us, {1 - outcome.seconds / outcome.default_seconds:+.1%} time saved"
-        if outcome.better:
-            by = ", by the proposed schedule" if winner.schedule else ""
-            self.say(f"{key}: {word} {what} against the schedule's own values{by}")
-        else:
-            self.say(f"{key}: {word}, no candidate is better beyond noise; kept as it is")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+            self.outcomes.record(instance, job, choice if outcome.better else incumbent, outcome)

@@ -84,7 +84,7 @@ def test_the_search_says_what_it_wrote(better: bool, said: str, tmp_path: Path) 
     for line in (said, said if better else "its entries are as they were"):
         search = search_on(tmp_path, Plan(SHAPE), module=module)
         assert lockfile_line(search.summary, tmp_path / "none.lock").endswith(": not written")
-        search._record(instance, job, Choice(), Outcome(2e-6, 1e-6 if better else 2e-6, 0.0, better))
+        search.outcomes.record(instance, job, Choice(), Outcome(2e-6, 1e-6 if better else 2e-6, 0.0, better))
         assert lockfile_line(search.summary, search.lock) == f"lockfile {search.lock}: {line}"
 
 
