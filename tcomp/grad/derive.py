@@ -10,7 +10,6 @@ as that is cheap; a reduction, or an expression that would be evaluated again an
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 
 from tcomp.dsl.ast import (
     Access,
@@ -38,7 +37,7 @@ from tcomp.grad.parts import all_names, both, expressions, fresh, injective, pla
 from tcomp.grad.proof import Prover
 from tcomp.grad.recover import Recovered, recoverable, substitute_recovered
 from tcomp.grad.rules import partial, reached
-from tcomp.grad.simplify import ONE, ZERO, Polynomial, common_factors, expression, polynomial, rewrite, simplify
+from tcomp.grad.simplify import ONE, ZERO, factored, polynomial, rewrite, simplify
 
 
 def derive(op: Op, module: Module, outputs: frozenset[str] | None = None) -> Op:
@@ -78,25 +77,9 @@ class Derivation:
         """sum -> the name it gets in the end, where it is the whole gradient of a tensor"""
         self.new_axes: dict[str, tuple[str, ...]] = {}
         self.gathers = Gathers(forward, self.taken)
-        self.prover = Prover(self._definitions(), forward.info.ranges)
+        self.prover = Prover(forward.definitions(), forward.info.ranges)
         for name in given:
             self.adjoints[name] = [Access(f"d{name}", axes(len(forward.extents(name))))]
-
-    def _definitions(self) -> dict[str, tuple[tuple[str, ...], Expr | Reduction]]:
-        out: dict[str, tuple[tuple[str, ...], Expr | Reduction]] = {}
-        for eq in self.forward.equations:
-            t, v = eq.target, eq.value
-            once = sum(t.name == u.name for e in self.forward.equations for u in e.targets) == 1
-            known = not isinstance(v, Reduction) or v.reducer == "sum"
-            if (
-                once
-                and known
-                and len(eq.targets) == 1
-                and not eq.accumulate
-                and self.forward.covers(t.name, t.subscripts)
-            ):
-                out[t.name] = (tuple(s.id for s in t.subscripts if isinstance(s, Name)), v)
-        return out
 
     def run(self) -> None:
         for eq in reversed(self.forward.equations):
@@ -293,23 +276,10 @@ class Derivation:
     def value(self, e: Expr) -> Expr:
         """A derivative simplified: values that forward already gives are read, not computed again."""
         e = simplify(e)
-        matches = self._outputs_by_value()
+        matches = self.forward.outputs_by_value
         if matches:
             e = simplify(rewrite(e, lambda x: matches.get(x) if isinstance(x, Call) else None))
         return simplify(substitute_recovered(e, self.recovered)) if self.recovered else e
-
-    def _outputs_by_value(self) -> dict[Expr, Expr]:
-        """Calls whose value an output has when the op is done, at the call's own indices: elements that no other
-        equation writes."""
-        out: dict[Expr, Expr] = {}
-        for eq in self.forward.equations:
-            if len(eq.targets) == 1 and isinstance(eq.value, Call) and not eq.accumulate:
-                t = eq.target
-                output = any(o.name == t.name for o in self.forward.op.outputs)
-                same = set().union(*map(names_in, t.subscripts)) <= names_in(eq.value)
-                if output and same and eq.value.function != "select" and self.forward.final(eq):
-                    out[simplify(eq.value)] = Access(t.name, t.subscripts)
-        return out
 
     def support_of(self, e: Expr) -> Expr | None:
         """A condition without which a product is zero because one of its factors is."""
@@ -332,7 +302,7 @@ class Derivation:
         p = polynomial(e)
         if not p:
             return ZERO
-        outer, inner = self.split(p, set(reduced), guard)
+        outer, inner = factored(p, set(reduced), guard is not None)
         if guard is None and inner == ONE:
             for i in reduced:
                 outer = Binary("*", outer, self.forward.info.ranges[i])
@@ -340,24 +310,6 @@ class Derivation:
         if guard is None and len(polynomial(inner)) > 1 and self.prover.is_zero(inner, reduced):
             return ZERO
         return simplify(Binary("*", outer, self.sum_temporary(reduced, guard, inner, order, span, "g1")))
-
-    def split(self, p: Polynomial, indices: set[str], guard: Expr | None) -> tuple[Expr, Expr]:
-        """(what does not depend on the indices, what does), their product being the polynomial.
-
-        Where a guard may leave no point at all, only what is finite then goes outside: no quotient, no call.
-        """
-
-        def outside(atom: Expr, x: float | Fraction) -> bool:
-            finite = isinstance(atom, Name) or (isinstance(atom, Access) and x > 0)
-            return not names_in(atom) & indices and (guard is None or finite)
-
-        if len(p) == 1:
-            ((m, c),) = p.items()
-            inner = tuple((a, x) for a, x in m if not outside(a, x))
-            return expression({tuple((a, x) for a, x in m if outside(a, x)): c}), expression({inner: 1})
-        common, rest = common_factors(p, outside)
-        sign = -1 if all(c < 0 for c in rest.values()) else 1
-        return expression({common: sign}), expression({m: c * sign for m, c in rest.items()})
 
     def sum_temporary(
         self, reduced: tuple[str, ...], guard: Expr | None, e: Expr, order: tuple[str, ...], span: Span, name: str

@@ -8,13 +8,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from tcomp.dsl.ast import Access, Equation, Expr, Module, Name, Num, Op, Reduction, accesses_in, children, walk
+from tcomp.dsl.ast import (
+    Access,
+    Call,
+    Equation,
+    Expr,
+    Module,
+    Name,
+    Num,
+    Op,
+    Reduction,
+    accesses_in,
+    children,
+    names_in,
+    walk,
+)
 from tcomp.dsl.check import infer
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.extents import same
 from tcomp.dsl.info import OpInfo
 from tcomp.dsl.inline import inline_functions
 from tcomp.grad.parts import disjoint, map_equation, plain, reads, writes
+from tcomp.grad.simplify import simplify
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,31 @@ class Forward:
             for other in self.equations
             for u in other.targets
         )
+
+    def definitions(self) -> dict[str, tuple[tuple[str, ...], Expr | Reduction]]:
+        """What tensors are at all points of their indices: those that one equation defines, as a value or a sum."""
+        found: dict[str, tuple[tuple[str, ...], Expr | Reduction]] = {}
+        for eq in self.equations:
+            t, v = eq.target, eq.value
+            once = sum(t.name == u.name for e in self.equations for u in e.targets) == 1
+            known = not isinstance(v, Reduction) or v.reducer == "sum"
+            if once and known and len(eq.targets) == 1 and not eq.accumulate and self.covers(t.name, t.subscripts):
+                found[t.name] = (tuple(s.id for s in t.subscripts if isinstance(s, Name)), v)
+        return found
+
+    @cached_property
+    def outputs_by_value(self) -> dict[Expr, Expr]:
+        """Calls whose value an output has when the op is done, at the call's own indices: elements that no other
+        equation writes."""
+        found: dict[Expr, Expr] = {}
+        for eq in self.equations:
+            if len(eq.targets) == 1 and isinstance(eq.value, Call) and not eq.accumulate:
+                t = eq.target
+                output = any(o.name == t.name for o in self.op.outputs)
+                within = set().union(*map(names_in, t.subscripts)) <= names_in(eq.value)
+                if output and within and eq.value.function != "select" and self.final(eq):
+                    found[simplify(eq.value)] = Access(t.name, t.subscripts)
+        return found
 
     def inside(self, subscripts: tuple[Expr, ...]) -> bool:
         """Are the subscripts surely within the tensor: bare indices and constants?"""

@@ -18,7 +18,7 @@ from tcomp.dsl.ast import Access, Binary, Equation, Expr, Name, Num, Reduction, 
 from tcomp.grad.contribution import guarded
 from tcomp.grad.parts import both, fresh, plain
 from tcomp.grad.rules import partial, reached
-from tcomp.grad.simplify import ONE, ZERO, polynomial, simplify
+from tcomp.grad.simplify import ONE, ZERO, factored, polynomial, simplify
 from tcomp.monoid import RescaledSum, rescaled_sum
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class _Differentiation:
         """What depends on the reduced index is the temporary `p`, zero off the guard."""
         d, r = self.d, self.r
         weight = polynomial(d.value(self.form.weight(self.key, self.maximum)))
-        outer, inner = d.split(weight, set(r.indices), r.guard)
+        outer, inner = factored(weight, set(r.indices), r.guard is not None)
         if inner == ONE and r.guard is None:
             return outer
         return Binary("*", outer, d.temporary("p", inner, r.guard, self.inner, self.eq.span))

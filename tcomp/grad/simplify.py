@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, map_children
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, map_children, names_in
 from tcomp.dsl.printer import print_expression
 
 Number = int | float | Fraction
@@ -213,6 +213,25 @@ def common_factors(
         return (), p
     inverse = tuple((a, -x) for a, x in common)
     return tuple(common), {_join(m, inverse): c for m, c in p.items()}
+
+
+def factored(p: Polynomial, indices: set[str], guarded: bool) -> tuple[Expr, Expr]:
+    """(what does not depend on the indices, what does), their product being the polynomial.
+
+    Where a guard may leave no point at all, only what is finite then goes outside: no quotient, no call.
+    """
+
+    def outside(atom: Expr, x: Number) -> bool:
+        finite = isinstance(atom, Name) or (isinstance(atom, Access) and x > 0)
+        return not names_in(atom) & indices and (finite or not guarded)
+
+    if len(p) == 1:
+        ((m, c),) = p.items()
+        inner = tuple((a, x) for a, x in m if not outside(a, x))
+        return expression({tuple((a, x) for a, x in m if outside(a, x)): c}), expression({inner: 1})
+    common, rest = common_factors(p, outside)
+    sign = -1 if all(c < 0 for c in rest.values()) else 1
+    return expression({common: sign}), expression({m: c * sign for m, c in rest.items()})
 
 
 def _join(m: Monomial, n: Monomial) -> Monomial:
