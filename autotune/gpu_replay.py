@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from tcomp.autotune.gpu_model import BARRIER, DRAIN, L2_LATENCY, tensor_cycles
 from tcomp.autotune.opcodes import MATRIX, WARPGROUP_MATRIX, matrix_cycles, shared_bytes
-from tcomp.autotune.sass import Block, Function, Instruction
+from tcomp.autotune.sass import Function, Instruction
 from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX, described
 from tcomp.autotune.sass_registers import all_read, all_written
 from tcomp.machine.gpu import GpuMachine
@@ -318,10 +318,6 @@ class _Partition:
             warp.open = self.matrix_free
         warp.take(s, served)
         return True
-
-
-def steps_of(block: Block, machine: GpuMachine) -> list[Step]:
-    return [step_of(i, machine) for i in block.instructions]
 
 
 def head_of(function: Function, way: Sequence[int]) -> int | None:

@@ -64,7 +64,7 @@ def check_update_shapes(update: Model, module: Module, results: Mapping[str, tup
         declared: tuple[InputDecl | Cache, ...] = (*update.inputs, *update.caches)
         env = {d.name: _shape(d.shape, values, f"'{d.name}'") for d in declared}
         try:
-            _block(update, module, update.forward, env, values)
+            _block(module, update.forward, env, values)
             for name, shape in results.items():
                 wanted = _shape(shape, values, f"'{name}'")
                 if _argument(TensorRef(name, span=update.span), env, values) != wanted:
@@ -139,25 +139,23 @@ def _walk(model: Model, module: Module, values: Mapping[str, Number]) -> None:
     env = {p.name: _shape(p.shape, values, f"'{p.name}'") for p in model.params}
     declared: tuple[InputDecl | StateDecl | Cache, ...] = (*model.inputs, *model.states, *model.caches)
     env |= {d.name: _shape(d.shape, values, f"'{d.name}'") for d in declared}
-    _block(model, module, model.forward, env, dict(values))
+    _block(module, model.forward, env, dict(values))
     if env[model.loss]:
         hint = "reduce it to one number: `op mean(X: f32[M]) -> y: f32[]`"
         raise TcError(f"the loss '{model.loss}' has shape {_text(env[model.loss])}", model.span, hint=hint)
 
 
-def _block(
-    model: Model, module: Module, body: Iterable[ModelStatement], env: dict[str, Shape], values: dict[str, Number]
-) -> None:
+def _block(module: Module, body: Iterable[ModelStatement], env: dict[str, Shape], values: dict[str, Number]) -> None:
     for s in body:
         if isinstance(s, ForLayers):
             extent = evaluate_dim(s.extent, values)
             for turn in range(min(2, int(extent))):
-                _block(model, module, s.body, env, {**values, s.index: turn})
+                _block(module, s.body, env, {**values, s.index: turn})
         else:
-            _call(model, module, s, env, values)
+            _call(module, s, env, values)
 
 
-def _call(model: Model, module: Module, s: OpCall, env: dict[str, Shape], values: Mapping[str, Number]) -> None:
+def _call(module: Module, s: OpCall, env: dict[str, Shape], values: Mapping[str, Number]) -> None:
     if s.where is not None and not evaluate_dim(s.where, values):
         return
     op = module.ops[s.op]

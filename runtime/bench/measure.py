@@ -32,9 +32,9 @@ TOLERANCE = {"f32": 1e-4, "bf16": 1e-2}
 class Measured:
     """What is known about one program. Times in seconds, memory in bytes.
 
-    `cold`, `warm`: from the start of the process to the end of its first step. `phases` are those of the cold start,
-    `warm_phases` of the warm one. `memory`: (seconds since the start, resident bytes) of the warm start and the first
-    steps. `clock` is "host", "gpu", or "" for times that say nothing.
+    `cold`, `warm`: from the start of the process to the end of its first step. `phases` are those of the cold start.
+    `memory`: (seconds since the start, resident bytes) of the warm start and the first steps. `clock` is "host", "gpu",
+    or "" for times that say nothing.
     """
 
     program: str
@@ -42,7 +42,6 @@ class Measured:
     cold: float = 0.0
     warm: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
-    warm_phases: dict[str, float] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     peak_rss: int = 0
@@ -147,7 +146,7 @@ def _start(r: Measured, start: partial[Running], stack: ExitStack, note: Callabl
         r.cold, r.phases, r.clock = cold.first["since_start"], cold.first["phases"], cold.first["clock"]
     note(f"{r.program}: first step after {r.cold:.2f} s; warm start")
     warm = stack.enter_context(start(watch=True))
-    r.warm, r.warm_phases = warm.first["since_start"], warm.first["phases"]
+    r.warm = warm.first["since_start"]
     note(f"{r.program}: first step after {r.warm:.2f} s")
     _take(r, warm.first, timed=False)
     _take(r, warm.run(CHECKED - 1), timed=False)

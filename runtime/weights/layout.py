@@ -1,4 +1,4 @@
-"""How a model's parameters are named and laid out elsewhere: the tables of `MODEL.hf.toml`, beside `MODEL.tc`.
+"""How a model's parameters are named and laid out elsewhere: the tables of `MODEL.hf.toml`, beside the model's text.
 
     [config]     the model's numbers by keys of config.json (dotted where nested; the first is what export writes).
                  kind: whole (the default), real, or switch (true and false for 1 and 0). default: an expression.
@@ -103,7 +103,7 @@ def read_layout(path: Path) -> Layout:
             tables.get("fixed", {}),
             tables.get("allowed", {}),
             {n: _expression(v) for n, v in tables.get("omitted", {}).items()},
-            {n: tuple(_part(n, p) for p in (v if isinstance(v, list) else [v])) for n, v in tables["tensors"].items()},
+            {n: tuple(_part(p) for p in (v if isinstance(v, list) else [v])) for n, v in tables["tensors"].items()},
             tables.get("copies", {}),
             tuple(tables.get("ignored", {}).get("names", ())),
             tuple(tables.get("prefixes", ("",))),
@@ -133,7 +133,7 @@ def _key(name: str, value: Any) -> Key:
     return Key(tuple([paths] if isinstance(paths, str) else paths), kind, default)
 
 
-def _part(parameter: str, value: Any) -> Part:
+def _part(value: Any) -> Part:
     if isinstance(value, str):
         return Part(value)
     rows = _expression(value["rows"]) if "rows" in value else None

@@ -39,9 +39,9 @@ def plan_report(step: Step, threads: int = 1, largest: int = 12) -> RenderableTy
     )
 
 
-def plan_text(step: Step, threads: int = 1, largest: int = 12, width: int = 110) -> str:
+def plan_text(step: Step, threads: int = 1, largest: int = 12) -> str:
     """The report as plain text."""
-    console = Console(width=width, color_system=None, force_terminal=False)
+    console = Console(width=110, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(plan_report(step, threads, largest))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"

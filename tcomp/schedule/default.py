@@ -42,7 +42,7 @@ def _mapping(equations: tuple[Equation, ...], output: str, extents: dict[str, in
     return tuple(out)
 
 
-def default_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str, int], target: str) -> Schedule:
+def default_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
     """A sound schedule for any op."""
     operands = frozenset(o.name for o in op.operands)
     outputs = [o.name for o in op.written]
@@ -54,5 +54,5 @@ def default_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str,
         kept = tuple(equations[i] for i in needed(equations, frozenset({o}), operands - {o}))
         kernels.append(KernelSchedule((o,), _mapping(kept, o, extents)))
     if len(kernels) == 1:
-        return Schedule(op.name, target, kernels[0].directives, (), Span("<default schedule>", 0, 0, 0, 0))
-    return Schedule(op.name, target, (), tuple(kernels), Span("<default schedule>", 0, 0, 0, 0))
+        return Schedule(op.name, "cpu", kernels[0].directives, (), Span("<default schedule>", 0, 0, 0, 0))
+    return Schedule(op.name, "cpu", (), tuple(kernels), Span("<default schedule>", 0, 0, 0, 0))

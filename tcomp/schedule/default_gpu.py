@@ -27,7 +27,7 @@ from tcomp.schedule.normal import expressions, needed
 THREADS = (Level("warp", (Binary("*", Name("lanes"), Name("vector")), Num(8))), Level("lane"), Level("vec"))
 
 
-def default_gpu_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str, int], target: str) -> Schedule:
+def default_gpu_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
     """A sound schedule for any op."""
     span = Span("<default schedule>", 0, 0, 0, 0)
     operands = frozenset(o.name for o in op.operands)
@@ -49,8 +49,8 @@ def default_gpu_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[
         kernels.append(KernelSchedule(tuple(sorted(own)), _mapping(kept, own, extents)))
         made |= own
     if len(kernels) == 1:
-        return Schedule(op.name, target, kernels[0].directives, (), span)
-    return Schedule(op.name, target, (), tuple(kernels), span)
+        return Schedule(op.name, "gpu", kernels[0].directives, (), span)
+    return Schedule(op.name, "gpu", (), tuple(kernels), span)
 
 
 def _mapping(equations: tuple[Equation, ...], own: frozenset[str], extents: dict[str, int]) -> tuple[MapLoops, ...]:

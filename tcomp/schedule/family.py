@@ -139,7 +139,7 @@ class CpuFamily:
         return self.machine.lanes_f32
 
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
-        return default_schedule(op, equations, extents, "cpu")
+        return default_schedule(op, equations, extents)
 
     def finish(
         self,
@@ -198,7 +198,7 @@ class GpuFamily:
         return Spread(4, "x", shape.lanes_x, *((warp, warps, 4 * shape.lanes_x) if warps > 1 else ()))
 
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
-        return default_gpu_schedule(op, equations, extents, "gpu")
+        return default_gpu_schedule(op, equations, extents)
 
     def finish(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tcomp.codegen.nvptx.cubin import sizes
+from tcomp.codegen.nvptx.cubin import static_shared
 from tcomp.codegen.nvptx.diagnostics import Message, extern_messages, located, messages_in, symbol_at
 from tcomp.codegen.nvptx.occupancy import occupancy
 from tcomp.codegen.nvptx.resources import Resources, parse_log
@@ -95,7 +95,7 @@ def test_a_message_is_one_line_at_its_place() -> None:
 def test_cubins_that_are_none() -> None:
     for bad in (b"", b"\x7fELF", b"\x7fELF\x02" + b"\xff" * 100, b"\x7fELF\x01" + bytes(100)):
         with pytest.raises(ValueError, match=r"ELF|section"):
-            sizes(bad, 90)
+            static_shared(bad, 90)
 
 
 # ------------------------------------------------------------------------------------------- occupancy

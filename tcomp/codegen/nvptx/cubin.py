@@ -1,31 +1,19 @@
-"""The sizes that a cubin itself states: static shared memory and constant banks, from its ELF section headers.
+"""The static shared memory that a cubin itself states, in its ELF section headers.
 
-The assembler's log cannot be used for them: it leaves out shared arrays of the whole module, and whether it counts what
+The assembler's log cannot be used for it: it leaves out shared arrays of the whole module, and whether it counts what
 the hardware keeps for itself differs from target to target.
 """
 
 from __future__ import annotations
 
-import re
 import struct
-from dataclasses import dataclass
 
 _RESERVED = 1024
 """From sm_90 on, a section of shared memory begins with what the hardware keeps for itself."""
 
-_CONSTANT = re.compile(r"\.nv\.constant\d+\.(.+)")
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes by kernel."""
-
-    shared: dict[str, int]
-    constant: dict[str, int]
-
-
-def sizes(cubin: bytes, sm: int) -> Sizes:
-    """What the sections `.nv.shared.KERNEL` and `.nv.constantN.KERNEL` hold. ValueError for what is no ELF."""
+def static_shared(cubin: bytes, sm: int) -> dict[str, int]:
+    """Bytes of the sections `.nv.shared.KERNEL` by kernel. ValueError for what is no ELF."""
     if cubin[:5] != b"\x7fELF\x02" or len(cubin) < 64:
         raise ValueError("not a 64-bit ELF file")
     (table,) = struct.unpack_from("<Q", cubin, 40)
@@ -34,11 +22,9 @@ def sizes(cubin: bytes, sm: int) -> Sizes:
         raise ValueError("its section headers are cut short")
     headers = [struct.unpack_from("<IIQQQQ", cubin, table + width * i) for i in range(count)]
     names = headers[names_at][4]
-    found = Sizes({}, {})
+    found = {}
     for name_at, _, _, _, _, size in headers:
         name = cubin[names + name_at : cubin.find(b"\0", names + name_at)].decode(errors="replace")
         if name.startswith(".nv.shared.") and not name.startswith(".nv.shared.reserved"):
-            found.shared[name.removeprefix(".nv.shared.")] = size - (min(size, _RESERVED) if sm >= 90 else 0)
-        elif m := _CONSTANT.fullmatch(name):
-            found.constant[m[1]] = found.constant.get(m[1], 0) + size
+            found[name.removeprefix(".nv.shared.")] = size - (min(size, _RESERVED) if sm >= 90 else 0)
     return found

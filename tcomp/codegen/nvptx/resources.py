@@ -1,5 +1,5 @@
 """What a kernel takes of the machine: registers, spills, stack and barriers from the assembler's log, static shared
-memory and constants from the cubin.
+memory from the cubin.
 
 The log is ptxas's own (`-v`), function by function, followed by nvJitLink's summary of the linked kernels, which is
 passed over: its figures for barriers and shared memory are other things than a kernel's own.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from tcomp.codegen.nvptx.cubin import sizes
+from tcomp.codegen.nvptx.cubin import static_shared
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class Resources:
     shared_bytes: int = 0
     """static shared memory; dynamic shared memory is the launch's"""
     barriers: int = 0
-    constant_bytes: int = 0
     entry: bool = True
     """False for a device function that a kernel calls"""
 
@@ -43,11 +42,8 @@ _BARRIERS = re.compile(r"used (\d+) barriers")
 
 def resources_of(log: str, cubin: bytes, sm: int) -> tuple[Resources, ...]:
     """The functions of an assembled module, kernels and others, in the log's order."""
-    found = sizes(cubin, sm)
-    return tuple(
-        replace(r, shared_bytes=found.shared.get(r.symbol, 0), constant_bytes=found.constant.get(r.symbol, 0))
-        for r in parse_log(log)
-    )
+    shared = static_shared(cubin, sm)
+    return tuple(replace(r, shared_bytes=shared.get(r.symbol, 0)) for r in parse_log(log))
 
 
 def parse_log(log: str) -> tuple[Resources, ...]:
