@@ -19,7 +19,7 @@ from tcomp.dsl.ast import (
     TensorRef,
     names_in,
 )
-from tcomp.dsl.check_numbers import check_number
+from tcomp.dsl.check_numbers import TRAINING, check_number
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
@@ -222,7 +222,8 @@ def _check_argument(
             hint = f"operand '{p.name}' has {count(len(p.shape), 'axis', 'axes')}; only a scalar operand takes a number"
             raise TcError(f"a number is passed for the tensor '{p.name}' of op '{op.name}'", a.span, hint=hint)
         hyper = {n for n, _ in model.optimizer.hyper} if model.optimizer else set()
-        check_number(a, numbers | hyper, "an operand")
+        own = {TRAINING} if model.loss else set()  # (an update has none, and only trains)
+        check_number(a, numbers | hyper | own, "an operand")
         return
     if a.name == "_":
         raise TcError("`_` names no tensor", a.span, hint="give the result a name where it is computed")

@@ -27,7 +27,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.check_calls import check_statements
 from tcomp.dsl.check_model_shapes import check_model_shapes
-from tcomp.dsl.check_numbers import check_number, check_numbers
+from tcomp.dsl.check_numbers import TRAINING, check_number, check_numbers
 from tcomp.dsl.decode import decoding
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
@@ -59,6 +59,9 @@ def _check(model: Model, module: Module) -> None:
     )  # fmt: skip
     tensors = {d.name: d.dtype for d in declared}
     bound = check_statements(model, model.forward, tensors, numbers, module)
+    if TRAINING in numbers | bound.keys():
+        hint = "rename it: in operands of calls `training` is 1 where a step trains, and 0 in evaluation"
+        raise TcError(f"'{model.name}' has a number or tensor '{TRAINING}' of its own", model.span, hint=hint)
     for name, what in ((model.loss, "loss"), (model.logits, "logits")):
         if name is not None and name not in bound:
             hint = did_you_mean(name, bound, "tensor")

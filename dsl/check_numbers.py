@@ -6,6 +6,9 @@ from tcomp.dsl.ast import Access, Expr, Model, Name, Span, walk
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean, listing
 
+TRAINING = "training"
+"""The number that is 1 while a step trains, and 0 in evaluation and generation: for scalar operands of `forward`."""
+
 
 def check_numbers(model: Model) -> frozenset[str]:
     """Names of numbers, each given once; every configuration gives the same ones."""
@@ -50,6 +53,9 @@ def check_number(e: Expr, known: frozenset[str], where: str) -> None:
         if isinstance(n, Access):
             raise TcError(f"'{n.tensor}' stands in {where}, which must be a number", n.span, hint="use dimensions")
         if isinstance(n, Name) and n.id not in known:
+            if n.id == TRAINING:
+                hint = "only a scalar operand of a call in `forward` may be another number in evaluation"
+                raise TcError(f"'{TRAINING}' stands in {where}", n.span, hint=hint)
             hint = did_you_mean(n.id, sorted(known), "dimension")
             if not hint.startswith("did"):
                 hint = f"give it in every config ({n.id} = ...), as `let {n.id} = ...`, or as a size of the model"

@@ -27,6 +27,7 @@ from tcomp.dsl.ast import (
     map_children,
     names_in,
 )
+from tcomp.dsl.check_numbers import TRAINING
 
 
 def resolve_scalars(op: Op) -> Op:
@@ -62,7 +63,7 @@ def resolve_scalars(op: Op) -> Op:
 def resolve_model_arguments(model: Model) -> Model:
     """The model with every call's bare-name argument made a TensorRef, unless it names a number."""
     numbers = set(model.dims) | {n for n, _ in model.lets}
-    numbers |= {n for c in model.configs for n, _ in c.values}
+    numbers |= {n for c in model.configs for n, _ in c.values} | {TRAINING}
     if model.optimizer is not None:
         numbers |= {n for n, _ in model.optimizer.hyper}
     numbers -= {p.name for p in model.params} | {i.name for i in model.inputs} | {x.name for x in model.states}
@@ -93,7 +94,7 @@ def _argument(a: TensorRef | Expr, bound: frozenset[str], numbers: set[str]) -> 
 def _statement(s: ModelStatement, bound: frozenset[str], numbers: set[str]) -> ModelStatement:
     if isinstance(s, ForLayers):
         inner = bound - {s.index} | _results(s.body)
-        return replace(s, body=tuple(_statement(b, inner, numbers) for b in s.body))
+        return replace(s, body=tuple(_statement(b, inner, numbers | {s.index}) for b in s.body))
     return replace(s, args=tuple(_argument(a, bound, numbers) for a in s.args))
 
 

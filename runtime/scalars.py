@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tcomp.errors import UserError
 from tcomp.runtime.executor import Executor
 
@@ -19,3 +22,14 @@ def set_scalars(executor: Executor, overrides: dict[str, float]) -> dict[str, fl
     for slot, value in {**step.scalars, **{_HYPER + name: value for name, value in hyper.items()}}.items():
         executor.write(slot, value)
     return hyper
+
+
+@contextmanager
+def evaluating(executor: Executor) -> Iterator[None]:
+    """The step's scalars as they are in evaluation; behind it, as they are in training. (An error ends the run.)"""
+    step = executor.step
+    for name, value in step.evaluation.items():
+        executor.write(name, value)
+    yield
+    for name in step.evaluation:
+        executor.write(name, step.scalars[name])

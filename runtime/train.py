@@ -36,7 +36,7 @@ from tcomp.runtime.peers import ALONE, LeadFailed, PeerFailed, Peers
 from tcomp.runtime.progress import Progress
 from tcomp.runtime.run_folder import FollowedMetrics, Metrics, RunFolder
 from tcomp.runtime.safetensors_file import KIND_OF, PIECE, Stored
-from tcomp.runtime.scalars import set_scalars
+from tcomp.runtime.scalars import evaluating, set_scalars
 
 
 @dataclass(frozen=True)
@@ -359,11 +359,12 @@ def batch_losses(executor: Executor, batches: Batches, count: int, between: int 
     """The losses of the next `count` batches, without training on them; `between` each two so many windows are left
     out."""
     program = "forward" if "forward" in executor.step.programs else "micro_first"
-    for number in range(count):
-        batches.skip(between if number else 0)
-        next_batch(executor, batches)
-        executor.run(program)
-        yield float(executor.fetch("loss").value())
+    with evaluating(executor):
+        for number in range(count):
+            batches.skip(between if number else 0)
+            next_batch(executor, batches)
+            executor.run(program)
+            yield float(executor.fetch("loss").value())
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def build_step(
         inputs={n: inputs[t] for n, t in arena.names.items() if t in inputs},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},
+        evaluation={t.name: v for t, v in graph.evaluation.items()},
         division=division(draft, plans, request.sharing),
         recompute=budget.report(limit if request.recompute == "to fit" else None, before, total + draft.beside),
     )

@@ -142,7 +142,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Graph:
-    """A model at fixed sizes. `scalars` are the constants of scalar operands: tensor -> value."""
+    """A model at fixed sizes. `scalars` are the constants of scalar operands: tensor -> value; `evaluation` has what
+    some of them are in evaluation, of a graph that is to be trained."""
 
     model: Model
     config: str
@@ -157,6 +158,7 @@ class Graph:
     logits: View | None
     recipe: Recipe
     scalars: dict[Tensor, float] = field(default_factory=dict)
+    evaluation: dict[Tensor, float] = field(default_factory=dict)
     states: dict[Tensor, str] = field(default_factory=dict)
     """the model's own states -> the op that gives their next value"""
     caches: tuple[Tensor, ...] = ()

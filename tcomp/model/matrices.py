@@ -26,6 +26,7 @@ from tcomp.dsl.updates import as_model, of_matrices
 from tcomp.grad.accumulate import restricted
 from tcomp.model.flat import Region
 from tcomp.model.graph import Graph, Node, Parameter, Tensor, View
+from tcomp.model.operands import Constants
 from tcomp.model.unroll import Unrolling
 
 Shape = tuple[int, ...]
@@ -118,9 +119,7 @@ class MatrixCalls:
     `constants` are the numbers that the text of the model and of other updates passes, to which these calls add their
     own, `scalars`."""
 
-    def __init__(
-        self, update: Update, graph: Graph, module: Module, storage: DType, constants: dict[tuple[float, DType], Tensor]
-    ) -> None:
+    def __init__(self, update: Update, graph: Graph, module: Module, storage: DType, constants: Constants) -> None:
         self.update = update
         recipe = replace(graph.recipe, storage=storage)
         self.unrolling = _Statements(module, as_model(update), graph.config, {}, recipe)

@@ -130,7 +130,7 @@ class _Builder:
         self.results: dict[str, Tensor] = {}
         self.nodes: list[Node] = []
         self.scalars: dict[Tensor, float] = {}
-        self.constants = {(value, t.dtype): t for t, value in graph.scalars.items()}
+        self.constants = {(value, graph.evaluation.get(t, value), t.dtype): t for t, value in graph.scalars.items()}
         self.first: Tensor | None = None
 
     def build(self) -> Update:

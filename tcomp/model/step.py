@@ -174,7 +174,8 @@ class Step:
     `hyper` are the optimizer's scalars and their default values, by slot: "hyper.peak_lr", or
     "hyper.matrices.weight_decay" of a group. `scalars` are the values of all scalar slots when a run starts: those
     of `hyper`, "loss_gradient" (1 / accumulation), "step" (i32, counts from 0), constants of forward ops. An
-    executor writes them when it starts. The update's launches are at positions after those of a micro-batch.
+    executor writes them when it starts. `evaluation` has the values that some of them have while a step that trains is
+    evaluated (program "forward"). The update's launches are at positions after those of a micro-batch.
     Results: slots "loss", "lr", "norm" (f32 scalars) and "logits" when the program keeps them.
     """
 
@@ -194,6 +195,7 @@ class Step:
     """input slot -> exclusive bound of its values (0: unbounded)"""
     hyper: dict[str, float] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
+    evaluation: dict[str, float] = field(default_factory=dict)
     recompute: Recompute | None = None
     """what is computed again by the plan's own choice, None when nothing"""
     precision: str = "f32"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
 
 from tcomp.dsl.ast import (
     Call,
@@ -22,19 +21,18 @@ from tcomp.dsl.ast import (
     Op,
     OpCall,
     ParamDecl,
-    Span,
     TensorRef,
 )
 from tcomp.dsl.decode import decoding
 from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError, quoting
-from tcomp.dsl.format import print_expression
 from tcomp.dsl.recipes import RECIPES, Recipe
 from tcomp.dsl.storage import binding, bound
 from tcomp.dsl.variants import QUANTISED, mentioned, under
 from tcomp.errors import UserError
-from tcomp.model.dimensions import mentions, model_dims, one_of
+from tcomp.model.dimensions import model_dims, one_of
 from tcomp.model.graph import Early, Graph, Node, Parameter, Quantised, Tensor, View
+from tcomp.model.operands import Operands, shape_text
 from tcomp.model.reach import check_reach
 from tcomp.model.request import StepRequest
 
@@ -45,7 +43,7 @@ def graph_of(module: Module, request: StepRequest) -> Graph:
     """The graph of the step that is asked for (of its model's decoding form, if that is its program)."""
     return build_graph(
         module, request.model, request.config, request.sizes, request.dims, request.precision or None,
-        "decode" in request.programs,
+        "decode" in request.programs, "train" in request.programs,
     )  # fmt: skip
 
 
@@ -57,10 +55,12 @@ def build_graph(
     overrides: Mapping[str, Number] | None = None,
     precision: str | None = None,
     decode: bool = False,
+    training: bool = True,
 ) -> Graph:
     """The graph of `model_name` with the values of `config`, some of them overridden, at the given sizes.
 
-    `precision` names a recipe (None: that of the model's text); with `decode` it is the model's decoding form.
+    `precision` names a recipe (None: that of the model's text); with `decode` it is the model's decoding form. Numbers
+    of the text that differ in evaluation are those of evaluation unless it is for `training`.
     UserError for a model, config, size, override or recipe that does not exist; TcError for what the model's own text
     gets wrong at these sizes (a requirement, a shape).
     """
@@ -80,7 +80,7 @@ def build_graph(
                 f"model '{model.name}' says nothing about precision {recipe.name}",
                 f"annotate the calls that it changes: y = linear(x, w, b) [{recipe.name}(OP)]",
             )
-        graph = Unrolling(module, under(model, recipe.name, module), config, dims, recipe).build()
+        graph = Unrolling(module, under(model, recipe.name, module), config, dims, recipe, training).build()
         check_reach(graph, module)
         return graph
 
@@ -93,20 +93,20 @@ def recipe_of(model: Model, precision: str | None = None) -> Recipe:
     return RECIPES[name]
 
 
-class Unrolling:
+class Unrolling(Operands):
     """The state of one walk over the statements of a model, or an update (matrices.py)."""
 
     made = "activation"
     """the kind of what calls give"""
 
-    def __init__(self, module: Module, model: Model, config: str, dims: dict[str, Number], recipe: Recipe) -> None:
-        self.module, self.model, self.config, self.dims, self.recipe = module, model, config, dims, recipe
+    def __init__(
+        self, module: Module, model: Model, config: str, dims: dict[str, Number], recipe: Recipe, training: bool = True
+    ) -> None:
+        super().__init__(model, dims, training)
+        self.module, self.config, self.recipe = module, config, recipe
         self.ops: dict[tuple[str, DType], Op] = {}
-        self.environment: dict[str, View] = {}
         self.nodes: list[Node] = []
         self.names: dict[str, int] = {}
-        self.scalars: dict[Tensor, float] = {}
-        self.constants: dict[tuple[float, DType], Tensor] = {}
         self.written: list[tuple[OpCall, int, View]] = []
         self.bound: dict[tuple[object, ...], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = {}
 
@@ -132,12 +132,12 @@ class Unrolling:
         self.statements(self.model.forward, {}, "")
         loss = self.result(self.model.loss, "loss")
         if loss.elements != 1:
-            raise self.error(f"the loss '{self.model.loss}' has shape {_shape(loss.shape)}", self.model.span,
+            raise self.error(f"the loss '{self.model.loss}' has shape {shape_text(loss.shape)}", self.model.span,
                              "a loss is a scalar; reduce it, for example with 'mean'")  # fmt: skip
         logits = None if self.model.logits is None else self.result(self.model.logits, "logits")
         return Graph(
             self.model, self.config, self.dims, tuple(self.nodes), parameters, inputs, bounds, loss, logits,
-            self.recipe, self.scalars, states, caches,
+            self.recipe, self.scalars, self.evaluation, states, caches,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------ declarations
@@ -301,107 +301,7 @@ class Unrolling:
                 raise
         return self.bound[key]
 
-    # ---------------------------------------------------------------------------------------- operands
-
-    def operand(self, a: TensorRef | Expr, dtype: DType, scalar: bool, index: dict[str, int], c: OpCall) -> View:
-        if isinstance(a, Name):
-            a = TensorRef(a.id, span=a.span)
-        if isinstance(a, TensorRef):
-            if a.name in self.environment:
-                view = self.view(a, index)
-                if view.tensor.dtype is not dtype:
-                    raise self.error(
-                        f"'{a.name}' is {view.tensor.dtype}, '{c.op}' needs {dtype}",
-                        a.span,
-                        "pass a tensor of that type, or write the op for this one",
-                    )
-                return view
-            if not scalar or a.subscripts or a.shape is not None:
-                raise self.error(f"'{a.name}' is not a tensor of this model", a.span, "declare it, or compute it above")
-            a = Name(a.name, a.span)
-        if not scalar:
-            raise self.error(
-                f"'{c.op}' needs a tensor here, not the number {print_expression(a)}",
-                a.span,
-                "pass a parameter, an input or a result",
-            )
-        return self.constant(float(self.evaluate(a, index)), dtype)
-
-    def constant(self, value: float, dtype: DType) -> View:
-        key = value, dtype
-        if key not in self.constants:
-            short = f"{value:g}"
-            name = f"constant.{short if float(short) == value else value}"
-            name += "" if dtype is DType.F32 else f".{dtype}"
-            self.constants[key] = Tensor(name, dtype, (), "scalar", "model")
-            self.scalars[self.constants[key]] = value
-        return self.constants[key].whole()
-
-    def view(self, r: TensorRef, index: dict[str, int]) -> View:
-        v = self.environment[r.name]
-        offset, shape = v.offset, v.shape
-        if len(r.subscripts) > len(shape):
-            raise self.error(f"'{r.name}' has shape {_shape(shape)}: too many subscripts", r.span, "leave some out")
-        for s in r.subscripts:
-            i = self.integer(s, index)
-            if not 0 <= i < shape[0]:
-                raise self.error(
-                    f"subscript {i} of '{r.name}' is outside 0 .. {shape[0] - 1}", s.span, "choose one within"
-                )
-            shape = shape[1:]
-            offset += i * prod(shape)
-        return self.reshaped(View(v.tensor, offset, shape), r, index)
-
-    def reshaped(self, v: View, r: TensorRef, index: dict[str, int]) -> View:
-        if r.shape is None:
-            return v
-        shape = tuple(self.integer(e, index) for e in r.shape)
-        if prod(shape) != v.elements:
-            raise self.error(
-                f"'{r.name}' has shape {_shape(v.shape)}, which is {v.elements} elements; "
-                f"as {_shape(shape)} it would be {prod(shape)}",
-                r.span,
-                "a view must have as many elements as what it views",
-            )
-        return View(v.tensor, v.offset, shape)
-
-    # ----------------------------------------------------------------------------------------- numbers
-
-    def evaluate(self, e: Expr, index: dict[str, int]) -> int | float:
-        values: dict[str, int | float] = {**self.dims, **index}
-        if self.model.optimizer is not None:
-            for name, value in self.model.optimizer.hyper:
-                if name not in values and mentions(e, name):
-                    values[name] = evaluate_dim(value, values)
-        return evaluate_dim(e, values)
-
-    def integer(self, e: Expr, index: dict[str, int]) -> int:
-        return _int(evaluate_dim(e, {**self.dims, **index}), e)
-
-    def shape(self, shape: tuple[Expr, ...], what: str) -> tuple[int, ...]:
-        extents = tuple(self.integer(e, {}) for e in shape)
-        if min(extents, default=1) < 1:
-            raise self.error(f"{what} would have the shape {_shape(extents)}", shape[0].span, "extents are at least 1")
-        return extents
-
-    def error(self, message: str, span: Span, hint: str) -> TcError:
-        return TcError(message, span, hint)
-
-
-def _int(value: int | float, e: Expr) -> int:
-    if value != int(value):
-        raise TcError(
-            f"a dimension must be a whole number, '{print_expression(e)}' is {value}",
-            e.span,
-            hint="choose sizes for which it is one, or divide by //",
-        )
-    return int(value)
-
 
 def _early(a: Call) -> Early:
     equation, *targets = [e.id for e in a.args if isinstance(e, Name)]
     return Early(equation, tuple(targets), a.span)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"

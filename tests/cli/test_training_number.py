@@ -1,0 +1,37 @@
+"""`training` through the commands: what drops elements in training drops none where a run is validated, or used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.cli.support import Tcomp
+from tests.runtime.test_training_number import EXAMPLE
+
+SIZES = ("--dim", "C=16", "--dim", "H=32", "--dim", "rate=0.9", "-B", "2", "-T", "16", "--threads", "1")
+
+
+def test_validation_evaluation_and_generation_drop_nothing(tcomp: Tcomp, text: str) -> None:
+    file = Path("regular.tc")
+    file.write_text(EXAMPLE)
+    trained = tcomp(
+        "train", "regular.tc", *SIZES, "--data", text, "--steps", "3", "--sample", "0", "--eval-batches", "2",
+        "--run", "r",
+    )  # fmt: skip
+    assert trained.code == 0, trained.error
+    (validation,) = re.findall(r"validation loss ([\d.]+)", trained.out)
+
+    def used() -> tuple[str, str]:
+        measured = tcomp("eval", "r", "-B", "2", "--batches", "2", "--threads", "1")
+        written = tcomp("generate", "r", "-n", "12", "--temperature", "0", "--threads", "1")
+        assert measured.code == written.code == 0, (measured.error, written.error)
+        (loss,) = re.findall(r"loss ([\d.]+) nats", measured.out)
+        return loss, written.out
+
+    found = used()
+    assert found[0] == validation
+    file.write_text(EXAMPLE.replace("rate * training", "0.0"))
+    assert used() == found
+    file.write_text(EXAMPLE.replace("rate * training", "rate"))
+    other = used()
+    assert other[0] != found[0] and other[1] != found[1]
