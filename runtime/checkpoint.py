@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,29 @@ class Checkpoint:
     def tensors(self) -> dict[str, Entry]:
         """Every tensor, from the file's header."""
         return read_header(self.folder / TENSORS)
+
+    def kept(self, parameters: Collection[str], state: str) -> dict[str, str]:
+        """Of each of the parameters that are trained the tensor of its shape that the optimizer keeps as its `state`,
+        such as an average. UserError where it keeps none for some of them."""
+        held = self.tensors()
+        found: dict[str, dict[str, str]] = {}
+        for tensor, entry in held.items():
+            match tensor.split("."):
+                case ["state", own, name] if name in parameters and entry.shape == held[name].shape:
+                    found.setdefault(own, {})[name] = tensor
+        lacking = [name for name in parameters if name not in found.get(state, {})]
+        if not lacking:
+            return found[state]
+        if state in found:
+            raise UserError(
+                f"{self.folder}: the optimizer keeps '{state}' for {len(found[state])} of {len(parameters)} "
+                f"parameters, not for {', '.join(lacking)}",
+                f"let the op of every group keep it (`inout {state}: f32[N]`), or name a state of all",
+            )
+        raise UserError(
+            f"{self.folder}: the optimizer keeps no state '{state}' of its parameters' shapes",
+            f"it keeps: {', '.join(sorted(found))}" if found else "name a run that `tcomp train` made: this has none",
+        )
 
     def parameters(self, names: Iterable[str], kind: str | None) -> dict[str, Entry]:
         """The named parameters: their master copies where there are such and another type than the parameters' own is

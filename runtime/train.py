@@ -326,16 +326,18 @@ def check_weights(executor: Executor, saved: checkpoint.Checkpoint, without: Col
     saved.check({name: tensor for name, tensor in wanted.items() if name not in without}, convert=True)
 
 
-def load_weights(executor: Executor, saved: checkpoint.Checkpoint, without: Collection[str] = ()) -> None:
+def load_weights(
+    executor: Executor, saved: checkpoint.Checkpoint, without: Collection[str] = (), state: str = ""
+) -> None:
     """The parameters of a checkpoint (its master copies where it has them), as parameters of this step and as their
-    master copies, and the model's own states; those `without` which it is stay as they are. UserError as
-    `check_weights`."""
+    master copies, and the model's own states; those `without` which it is stay as they are. With `state` what the
+    optimizer keeps under this name for a parameter takes its place. UserError as `check_weights` and `kept`."""
     check_weights(executor, saved, without)
-    held = saved.tensors()
-    for init in (p for p in executor.step.parameters if p.slot not in without):
-        source = f"master.{init.slot}"
-        source = source if source in held else init.slot
-        values = saved.values(source)
+    held, parameters = saved.tensors(), executor.step.parameters
+    kept = saved.kept([p.slot for p in parameters if not p.frozen], state) if state else {}
+    for init in (p for p in parameters if p.slot not in without):
+        source = kept.get(init.slot, f"master.{init.slot}")
+        values = saved.values(source if source in held else init.slot)
         for slot in filter(None, (init.slot, init.master)):
             executor.write(slot, values)
     for name in executor.step.states:

@@ -51,6 +51,7 @@ class EvalOptions(Options):
     length: Annotated[
         int, typer.Option("--length", "-T", help="Tokens per sequence; 0: as in training."), options.SIZES_OR_0
     ] = 0
+    weights: options.Weights = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +98,7 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
         executor = device.open(common.build_step(request, device, module=module, to_run=True).step)
         try:
             set_scalars(executor, {})
-            load_weights(executor, saved)
+            load_weights(executor, saved, state=own.weights)
             yield executor
         finally:
             executor.close()

@@ -22,6 +22,7 @@ def export_weights(
     to_hf: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
     dtype: options.StoredType = "",
     shard_size: Annotated[str, typer.Option(help="Most bytes of one file: 5GB.")] = "5GB",
+    weights: options.Weights = "",
 ) -> None:
     """Write a run's weights as a folder that transformers loads: config.json, safetensors, tokenizer files.
 
@@ -50,6 +51,9 @@ def export_weights(
     dims = of_no_size(graph.model, graph.dims)
     checkpoint.check_same_model(saved, graph.model.name, graph.config, dims, saved.manifest.precision)
     held = saved.parameters((p.tensor.name for p in graph.parameters), kind)
+    if weights:
+        entries, kept = saved.tensors(), saved.kept([p.tensor.name for p in graph.trained], weights)
+        held |= {name: entries[tensor] for name, tensor in kept.items()}
     wanted = places(layout, graph)
     prefixed = {layout.prefixes[0] + n: t for n, t in tensors(wanted, held, kind).items()}
     kept = read_json(run / PASSED / "config.json") if (run / PASSED / "config.json").is_file() else {}

@@ -39,6 +39,7 @@ class GenerateOptions(Options):
         float, typer.Option(help="Draw among the likeliest with this probability together."), Range(0, 1)
     ] = 1.0
     seed: Annotated[int, typer.Option(help="The same seed gives the same text."), options.SEED] = 1
+    weights: options.Weights = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +63,7 @@ def generate(own: GenerateOptions, where: RunOptions) -> None:
 
     device = where.open()
     choice = Choice(own.temperature, own.top_k, own.top_p)
-    show_stream(stream(own.run, own.prompt, own.count, choice, own.seed, device))
+    show_stream(stream(own.run, own.prompt, own.count, choice, own.seed, device, own.weights))
     print()
     device.finish()
 
@@ -74,8 +75,10 @@ def show_stream(texts: Iterable[str]) -> None:
         sys.stdout.flush()
 
 
-def stream(run: Path, prompt: str, count: int, choice: Choice, seed: int, device: Device) -> Iterator[str]:
-    """The prompt and then the model's text, piece by piece."""
+def stream(
+    run: Path, prompt: str, count: int, choice: Choice, seed: int, device: Device, weights: str = ""
+) -> Iterator[str]:
+    """The prompt and then the model's text, piece by piece; `weights` as of `scorer_for`."""
     from tcomp.runtime import checkpoint
     from tcomp.runtime.generate import sample
     from tcomp.runtime.run_folder import read_config
@@ -87,7 +90,7 @@ def stream(run: Path, prompt: str, count: int, choice: Choice, seed: int, device
     tokens = tokenizer.encode(prompt)
     if not tokens:
         raise UserError("the prompt has no tokens", "give other characters with --prompt")
-    with scorer_for(settings, saved, device, len(tokens), len(tokens) + count) as (scorer, vocabulary):
+    with scorer_for(settings, saved, device, len(tokens), len(tokens) + count, weights) as (scorer, vocabulary):
         if max(tokens) >= vocabulary:
             if tokenizer.size == BYTES:
                 limits.check_prompt(prompt, vocabulary)
@@ -104,10 +107,10 @@ def stream(run: Path, prompt: str, count: int, choice: Choice, seed: int, device
 
 @contextmanager
 def scorer_for(
-    settings: TrainSettings, saved: Checkpoint, device: Device, prompt: int, longest: int
+    settings: TrainSettings, saved: Checkpoint, device: Device, prompt: int, longest: int, weights: str = ""
 ) -> Iterator[tuple[Scorer, int]]:
     """What gives a checkpoint's scores for texts of up to `longest` tokens that begin with `prompt` of them, and the
-    size of the vocabulary."""
+    size of the vocabulary. `weights` names what the optimizer keeps in the parameters' place (none: themselves)."""
     from tcomp.model.dimensions import of_no_size
     from tcomp.runtime import checkpoint
     from tcomp.runtime.generate import Decoding, Rereading, prefill_part
@@ -134,7 +137,7 @@ def scorer_for(
     executor = device.open(built.step)
     try:
         set_scalars(executor, {})
-        load_weights(executor, saved)
+        load_weights(executor, saved, state=weights)
         vocabulary = built.step.inputs["tokens"] or (1 << 16)
         yield (Decoding if model.decode is not None else Rereading)(executor, vocabulary), vocabulary
     finally:

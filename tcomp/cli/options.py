@@ -51,6 +51,13 @@ Lock = Annotated[
         help="The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
     ),
 ]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What the optimizer keeps under this name in the parameters' place, such as an average of them.",
+    ),
+]
 Deterministic = Annotated[
     bool,
     typer.Option(
