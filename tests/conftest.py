@@ -16,6 +16,7 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,16 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["TCOMP_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiler_in_memory() -> Iterator[None]:
+    """A model's executor gives back the pages of LLVM's library, which the next test would have to map again."""
+    from tcomp.runtime.cpu import executor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executor, "release_pages", lambda library: 0)
+        yield
 
 
 @pytest.fixture(scope="session")

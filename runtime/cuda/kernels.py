@@ -53,7 +53,7 @@ def compile_all(
     kernels: Mapping[str, Kernel], machine: GpuMachine, cache_dir: Path | str | None = None
 ) -> dict[str, GpuKernel]:
     """PTX of every kernel, from the cache where it has it."""
-    kept = ContentCache(cache_dir, kind="ptx-2", suffix=".ptx")
+    kept, machine = ContentCache(cache_dir, kind="ptx-2", suffix=".ptx"), machine.without_memory
     found = {}
     for name, kernel in kernels.items():
         key = _key(kernel, machine)

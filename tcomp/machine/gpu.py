@@ -8,7 +8,7 @@ labelled so wherever they are shown.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tcomp.dsl.targets import GPU_TARGETS
 from tcomp.errors import UserError
@@ -73,6 +73,11 @@ class GpuMachine:
     """columns of tensor memory in an SM; 0: it has none"""
     partitions: int = 4
     """sub-cores of an SM: each has its share of the registers, and a block's warps are dealt over them"""
+
+    @property
+    def without_memory(self) -> GpuMachine:
+        """What code is generated from: GPUs that differ in their names and their memory alone run the same."""
+        return replace(self, name="", label="", memory_bytes=0, memory_bandwidth=0.0)
 
     @property
     def sm(self) -> int:

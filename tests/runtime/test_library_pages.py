@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tcomp.machine.cpu import detect
+from tcomp.runtime.cpu import executor
 from tcomp.runtime.cpu.launch_ceiling import empty_kernel
 from tcomp.runtime.cpu.library_pages import release_pages
 from tcomp.runtime.cpu.single import SingleKernel
@@ -53,8 +54,9 @@ def test_what_is_not_loaded_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_models_executor_keeps_little_of_the_compiler_and_that_of_one_op_goes_on_with_it(
-    kernels: Path, objects: Path
+    kernels: Path, objects: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(executor, "release_pages", release_pages)  # (which other tests are without)
     with built("gpt2", {"L": 1, "H": 2, "C": 16}, 2, 16, 1, 1, objects):  # (at which the command line's tests are)
         assert resident_of_llvm() < 30 << 10
     with SingleKernel(empty_kernel(3), detect(), 1, tempfile.mkdtemp(dir=kernels)):
