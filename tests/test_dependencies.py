@@ -83,7 +83,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_targets_share_code_in_one_place() -> None:
-    """Code for GPUs takes from that for CPUs only the evaluator that it extends, and their common part from neither."""
+    """Code for GPUs takes nothing from that for CPUs, and their common part nothing from either."""
     across = {
         (module, name)
         for module, path in modules().items()
@@ -91,7 +91,7 @@ def test_targets_share_code_in_one_place() -> None:
         for a, b in [("llvm", "cpu"), ("llvm", "nvptx"), ("nvptx", "cpu"), ("cpu", "nvptx")]
         if module.startswith(f"tcomp.codegen.{a}") and name.startswith(f"tcomp.codegen.{b}")
     }
-    assert across == {("tcomp.codegen.nvptx.evaluation", "tcomp.codegen.cpu.evaluation")}
+    assert not across
 
 
 def test_no_module_imports_by_a_bare_folder_name() -> None:

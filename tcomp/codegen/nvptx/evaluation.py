@@ -1,4 +1,4 @@
-"""Values of expression nodes at one point of a thread's tile: the CPU generator's evaluator on scalars.
+"""Values of expression nodes at one point of a thread's tile: scalars.
 
 Integers are i32. Loads go through groups: neighbouring values along the axis on which an access moves by one element
 are read together, up to 128 bits, where their alignment is proven.
@@ -10,11 +10,10 @@ from collections.abc import Iterator
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.llvm.conditions import at_most_zero
 from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.evaluation import Evaluator
 from tcomp.codegen.llvm.expressions import Graph, Node
-from tcomp.codegen.llvm.formats import stochastic_bf16
 from tcomp.codegen.llvm.integers import Affine
 from tcomp.codegen.llvm.types import F32, F64, I32, IrValue, kind_of, kind_type
 from tcomp.codegen.nvptx import formats, mathematics
@@ -72,23 +71,13 @@ class GpuEvaluator(Evaluator):
     """Evaluates nodes of one domain's graph."""
 
     def __init__(self, domain: GpuDomain, graph: Graph, addressing: Addressing) -> None:
+        super().__init__(domain, graph)
         self.domain: GpuDomain = domain
-        self.em = domain.gpu
-        self.gpu = domain.gpu
-        self.graph = graph
-        self.addressing = addressing
+        self.gpu, self.addressing = domain.gpu, addressing
         addressing.evaluator = self
 
-    def value(self, node: Node, point: Point, condition: Node | None = None) -> IrValue:
-        """The node's value at a point; where `condition` is false it may be anything, but nothing outside a buffer
-        is read."""
-        if node.op == "num":
-            assert isinstance(node.data, (int, float))
-            return ir.Constant(scalar_type(node.kind), node.data)
-        return self._remembered("value", node, point, condition if node.unsafe else None)
-
-    def vector(self, node: Node, point: Point, condition: Node | None = None) -> IrValue:
-        return self.value(node, point, condition)
+    def scalar_type(self, kind: str) -> ir.Type:
+        return scalar_type(kind)
 
     def _index(self, node: Node, point: Point, level: int) -> IrValue:
         assert isinstance(node.data, str)
@@ -201,13 +190,11 @@ class GpuEvaluator(Evaluator):
 
     # ------------------------------------------------------------------------------------- operations
 
-    def _apply(self, node: Node, v: list[IrValue]) -> IrValue:
+    def _function(self, node: Node, v: list[IrValue]) -> IrValue | None:
         op, kind = node.op, node.args[0].kind
         if op == "round":
             assert isinstance(node.data, DType)
             return formats.round_to(self.gpu, v[0], node.data)
-        if op == "stochastic":
-            return stochastic_bf16(self.em.builder, v[0], v[1])
         if op in mathematics.APPROXIMATE:
             return mathematics.APPROXIMATE[op](self.gpu, *v)
         if op == "div" and kind == "f32" and not self.gpu.calls:
@@ -216,13 +203,10 @@ class GpuEvaluator(Evaluator):
             return mathematics.random_uniform(self.gpu, v[0], v[1])
         if op == "pow":
             return mathematics.power(self.gpu, v[0], v[1])
-        if op in mathematics.FUNCTIONS:
-            return mathematics.call(self.gpu, op, v[0])
-        if kind in ("f32", "f64") and op in ("floordiv", "mod"):
-            whole = mathematics.call(self.gpu, "floor", self.em.builder.fdiv(v[0], v[1]))
-            b = self.em.builder
-            return whole if op == "floordiv" else b.fsub(v[0], b.fmul(whole, v[1]))
-        return super()._apply(node, v)
+        return mathematics.call(self.gpu, op, v[0]) if op in mathematics.FUNCTIONS else None
+
+    def _floor(self, x: IrValue) -> IrValue:
+        return mathematics.call(self.gpu, "floor", x)
 
     def _cast(self, x: IrValue, source: str, kind: str) -> IrValue:
         b = self.em.builder
