@@ -11,8 +11,7 @@ apart, since there is nothing late before it:
 
     turn 0, its late statement put off; each other turn, with that of the turn before in it; the last turn's
 
-Where the late statement opens its turn (`ir/pairs.py`), turns go in pairs: both products are issued, then the rest of
-the first turn runs beside the second product.
+Where the late statement opens its turn, turns go in pairs (`tensor_pairs.py`).
 """
 
 from __future__ import annotations
@@ -34,8 +33,9 @@ from tcomp.codegen.nvptx.phase_facts import is_asynchronous, loads_loose
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.tensor_ahead import opening_of, run_ahead
 from tcomp.codegen.nvptx.tensor_memory import commit
+from tcomp.codegen.nvptx.tensor_pairs import run_in_pairs
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
-from tcomp.ir.pairs import of_second, paired
+from tcomp.ir.pairs import paired
 from tcomp.ir.tile import Compute, Loop, Unpack
 from tcomp.ir.walk import accesses_of
 
@@ -98,7 +98,7 @@ class TensorPipe:
             return
         if not self.phase.roles.computing:
             producer = self.phase.roles.now == "producer"
-            em.repeat(start, stop, loop.step, self._fill_turn if producer else self._deliver_turn)
+            em.repeat(start, stop, loop.step, self._fill if producer else self._deliver_turn)
             return
         if self.phase.roles.now == "all":
             for j in range(self.ring.stages):
@@ -116,7 +116,7 @@ class TensorPipe:
         elif self.running is not None:
             self._overlapped(self.running)
         elif self.product is not None:
-            self._paired(self.product)
+            run_in_pairs(self, self.product)
         elif ring.uniform and self._whole_rounds(start, stop):
             ring.reading.fixed = 0
             em.repeat(start, stop, loop.step * ring.stages, self._round)
@@ -164,10 +164,10 @@ class TensorPipe:
         with em.frame():
             em.here()
             self.first = True
-            self._turn(self.start)
+            self.turn(self.start)
         self.first, self.phase.groups.caught_up = False, self.release_before
         em.here()
-        em.repeat(em.add(self.start, self.loop.step), self.stop, self.loop.step, self._turn)
+        em.repeat(em.add(self.start, self.loop.step), self.stop, self.loop.step, self.turn)
         em.here()
         self.phase.groups.before(None)
         self.phase.groups.caught_up = lambda: None
@@ -200,53 +200,10 @@ class TensorPipe:
         groups.resume(running)
         groups.caught_up = lambda: self._after_first(self.base, self.release_before)
         em.here()
-        em.repeat(self.start, self.stop, self.loop.step, self._turn)
+        em.repeat(self.start, self.stop, self.loop.step, self.turn)
         groups.caught_up = lambda: None
         groups.before(None)
         self._if_any(self.release_before)
-
-    def _paired(self, product: Compute) -> None:
-        """Two turns at a time, then the one that may be left."""
-        em, loop = self.em, self.loop
-        others = of_second(loop.body, product)
-        renamed = others[len(self.packs)]
-        assert isinstance(renamed, Compute)
-
-        def pair(base: Int) -> None:
-            turns = []
-            for number, own in enumerate((product, renamed)):
-                em.here()
-                turn = em.add(base, number * loop.step)
-                slot = self.ring.wait_full()
-                with em.frame(), self.at(turn, slot):
-                    self.phase.compute(own)
-                turns.append((turn, slot))
-                self.ring.reading.advance()
-            for body, (turn, slot) in zip((loop.body, others), turns, strict=True):
-                with em.frame(), self.at(turn, slot):
-                    self.phase.statements(body, self.path, len(self.packs) + 1, running=int(body is loop.body))
-                self.ring.release(slot, self.loose)
-                if self.phase.roles.now == "all":
-                    self.fill_later(turn, self.ring.stages)
-            em.here()
-
-        middle = self._even()
-        em.repeat(self.start, middle, 2 * loop.step, pair)
-        em.here()
-        if not (isinstance(middle, int) and isinstance(self.stop, int) and middle >= self.stop):
-            em.repeat(middle, self.stop, loop.step, self._turn)
-
-    def _even(self) -> Int:
-        """The end of the last whole pair of turns."""
-        em, step = self.em, self.loop.step
-        em.here()
-        length = em.add(self.stop, em.mul(self.start, -1))
-        if isinstance(length, int):
-            return em.add(self.start, -(-length // step) // 2 * 2 * step)
-        b = em.here()
-        turns = b.sdiv(b.add(length, em.i64(step - 1)), em.i64(step))
-        some = b.icmp_signed(">", turns, em.i64(0))
-        return em.add(self.start, em.mul(b.select(some, b.and_(turns, em.i64(-2)), em.i64(0)), step))
 
     def _short(self) -> bool:
         """Is a turn one group of wgmma and nothing else, but what runs beside it? Then what the loop itself costs is
@@ -282,7 +239,7 @@ class TensorPipe:
         for j in range(self.ring.stages):
             self.em.here()
             self.first = False if j else None
-            one = self._turn if j else self._ordered
+            one = self.turn if j else self._ordered
             one(self.em.add(base, j * self.loop.step))
 
     def _ordered(self, base: Int) -> None:
@@ -290,11 +247,11 @@ class TensorPipe:
         the other, and what is done with them runs beside products."""
         if self.apart:
             self.em.turn_barrier("sync")
-        self._turn(base)
+        self.turn(base)
         if self.apart:
             self.em.turn_barrier("arrive")
 
-    def _turn(self, base: Int) -> None:
+    def turn(self, base: Int) -> None:
         em, loop, ring = self.em, self.loop, self.ring
         self.base = base
         slot = ring.wait_full()
@@ -373,9 +330,6 @@ class TensorPipe:
         return root if isinstance(offset, int) and offset == 0 else b.gep(root, [em.i64(offset)], source_etype=I8)
 
     # --------------------------------------------------------------------------------------------- filling
-
-    def _fill_turn(self, base: Int) -> None:
-        self._fill(base)
 
     def _deliver_turn(self, base: Int) -> None:
         em, phase = self.em, self.phase
