@@ -51,12 +51,7 @@ def build_step(
     _check(request, threads)
     training = "train" in request.programs
     limit, fitted = request.memory_limit, training and request.recompute == "to fit"
-    graph = graph_of(module, request)
-    begin: Graph | None = None
-    if "decode" in request.programs:
-        graph = needed(graph)
-        if request.prefill is not None:
-            begin = needed(graph_of(module, replace(request, sizes={**request.sizes, **request.prefill})), logits=False)
+    graph, begin = _graphs(module, request)
     drafter = Drafter(
         module,
         machine,
@@ -70,17 +65,8 @@ def build_step(
     )
     if training and not request.keep_logits:
         graph = in_chunks(with_parts(graph, module, machine, drafter.variants), module)
-    budget = Budget(drafter, graph)
-    if training and request.recompute == "cheap":
-        budget.save(cheap_price(machine, threads))
-    draft, plans = _placed(budget, limit if fitted else None)
-    before = budget.start.least
-    if not fitted and budget.chosen and _bytes(draft, plans) >= before:  # lost in placement, or as much without it
-        plain = Budget(drafter, graph)
-        other = _placed(plain, None)
-        before = _bytes(*other)
-        if before <= _bytes(draft, plans):
-            budget, (draft, plans) = plain, other
+    price = cheap_price(machine, threads) if training and request.recompute == "cheap" else None
+    budget, draft, plans, before = _cheapest(drafter, graph, price, limit if fitted else None)
     arena, launches, p = draft.arena, draft.launches, draft.programs
     total = arena.bytes + max(plan.bytes for plan in plans.values())
     if limit is not None and total + draft.beside > limit:
@@ -128,6 +114,17 @@ def _check(request: StepRequest, threads: int) -> None:
         raise UserError("accumulation and threads must be at least 1", "leave them out, or give numbers from 1 on")
 
 
+def _graphs(module: Module, request: StepRequest) -> tuple[Graph, Graph | None]:
+    """The graph of what is asked for, and of how a text is begun, where decoding has a program of its own for that."""
+    graph = graph_of(module, request)
+    if "decode" not in request.programs:
+        return graph, None
+    if request.prefill is None:
+        return needed(graph), None
+    beginning = replace(request, sizes={**request.sizes, **request.prefill})
+    return needed(graph), needed(graph_of(module, beginning), logits=False)
+
+
 def _positions(lengths: Mapping[str, int], main: str) -> tuple[dict[str, int], int]:
     """Where the launches of each program stand on one line: those of `main` first, then the programs behind it, of
     these `lengths`. And where the last one ends."""
@@ -137,6 +134,25 @@ def _positions(lengths: Mapping[str, int], main: str) -> tuple[dict[str, int], i
             positions[name] = end
             end += lengths[name]
     return positions, end
+
+
+def _cheapest(
+    drafter: Drafter, graph: Graph, price: float | None, limit: int | None
+) -> tuple[Budget, Draft, dict[str, ProgramPlan], int]:
+    """The choice of what is computed again, the draft and its plans by it, and the bytes without it: for a limit as
+    much as fits it, else what is worth its `price`, unless placement loses what that saves."""
+    budget = Budget(drafter, graph)
+    if price is not None:
+        budget.save(price)
+    draft, plans = _placed(budget, limit)
+    before = budget.start.least
+    if limit is None and budget.chosen and _bytes(draft, plans) >= before:  # lost, or as much without it
+        plain = Budget(drafter, graph)
+        other = _placed(plain, None)
+        before = _bytes(*other)
+        if before <= _bytes(draft, plans):
+            return plain, *other, before
+    return budget, draft, plans, before
 
 
 def _placed(budget: Budget, limit: int | None) -> tuple[Draft, dict[str, ProgramPlan]]:

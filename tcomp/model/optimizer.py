@@ -34,6 +34,7 @@ from tcomp.model.matrices import Matrices, MatrixCalls, state_shape
 from tcomp.model.request import Sharing
 from tcomp.model.sharing import in_parts
 from tcomp.model.stored import check_stored
+from tcomp.model.vectors import FlatVectors
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,9 @@ class _Builder:
         sharing: Sharing,
     ) -> None:
         self.graph, self.module, self.layout, self.step, self.optimizer = graph, module, layout, step, optimizer
-        self.sharing, self.regions = sharing, regions
-        read = {"g", "w"} if "w" in regions else {"g", "p"}
-        shares = {n: sharing.ranks if sharing.zero and n not in read else 1 for n in regions}
-        self.flats = {
-            n: Tensor(
-                f"flat.{n}", next(iter(r.parts.values())).dtype, (r.elements // shares[n],), "parameter", optimizer.op
-            )
-            for n, r in regions.items()
-        }
-        self.sharded = frozenset(t for n, t in self.flats.items() if shares[n] > 1)
+        self.sharing = sharing
+        self.vectors = FlatVectors(layout, regions, sharing, optimizer.op)
+        self.flats = self.vectors.flats
         self.sums: list[Node] = []
         self.rows: Tensor | None = None
         self.totals: dict[str, View] = {}
@@ -156,7 +150,7 @@ class _Builder:
                 self.end()
         return Update(
             tuple(self.nodes), self.flats, self.results, self.hyper, self.scalars, tuple(self.sums), self.rows,
-            self.sharded,
+            self.vectors.sharded,
         )  # fmt: skip
 
     def norm(self, op: Op) -> None:
@@ -204,7 +198,7 @@ class _Builder:
         op = bound(self.copying(op, group), stored)
         keys: dict[str, str] = {}
         for o in (o for o in op.operands if o.shape):
-            key = self.key(o.name, group)
+            key = self.vectors.key(o.name, group)
             assert key is not None, o.name
             self.same_type(op, o, self.flats[key], group)
             keys[o.name] = key
@@ -214,7 +208,7 @@ class _Builder:
             dims = found.dims(op)
             for number in range(found.count(op)):
                 name = found.name(op, number)
-                views = {n: found.part(self.flats[k], self.regions[k], op, number) for n, k in keys.items()}
+                views = {n: found.part(self.flats[k], self.vectors.regions[k], op, number) for n, k in keys.items()}
                 place = self.layout.offsets[p.tensor.name] - group.start + group.first
                 self.begin(f"first.{name}", place + number * prod(found.shape(op)))
                 views |= {o.name: self.scalar(op, o, self.values(group)) for o in op.params if not o.shape}
@@ -282,7 +276,7 @@ class _Builder:
         """The op with its result `w` where the recipe keeps master copies of the group, else without (of what trains
         tensor by tensor, whose calls are yet to come, only the result is left out)."""
         copies = any(r.name == "w" for r in update.outputs)
-        masters = self.key("w", group) is not None
+        masters = self.vectors.key("w", group) is not None
         if masters and not copies:
             add = f"add the result `w: real[N]` to op '{update.name}', and the equation `w[i] = p[i]`"
             if of_matrices(update):
@@ -298,26 +292,6 @@ class _Builder:
             return replace(update, outputs=())
         return restricted(update, frozenset(o.name for o in update.written) - {"w"})
 
-    def vector(self, name: str, group: FlatGroup | None, share: bool = False) -> View | None:
-        """A group's part of a flat vector (the first process's `share` of it), or (None) all of one over all
-        parameters. None where there is no such."""
-        key = self.key(name, group)
-        if key is None:
-            return None
-        flat, ranks = self.flats[key], self.sharing.ranks if share else 1
-        start, elements = (0, self.layout.elements)
-        if group is not None:
-            start, elements = self.regions[key].starts[group.label], group.elements
-        return View(flat, start // (ranks if flat in self.sharded else 1), (elements // ranks,))
-
-    def key(self, name: str, group: FlatGroup | None) -> str | None:
-        """The name of the flat vector that has a group's part, or (None) all parameters'; None where there is none."""
-        wanted = self.layout.groups if group is None else (group,)
-        for key in (name, f"{name} {group.dtype}") if group is not None else (name,):
-            if key in self.regions and all(g.label in self.regions[key].starts for g in wanted):
-                return key
-        return None
-
     def node(
         self, op: Op, values: dict[str, tuple[str, Expr]], group: FlatGroup | None, label: str,
         named: Mapping[str, View] | None = None, share: bool = False,
@@ -328,9 +302,9 @@ class _Builder:
         operands: dict[str, View] = {}
         for p in op.params:
             if p.shape:
-                vector = self.vector(p.name, group, share)
+                vector = self.vectors.part(p.name, group, share)
                 if vector is None:
-                    known = ", ".join(n for n in self.flats if self.vector(n, group) is not None)
+                    known = ", ".join(n for n in self.flats if self.vectors.part(n, group) is not None)
                     some = any(n.split()[0] == p.name for n in self.flats)
                     of_all = " of all parameters, which are of several types" if some else ""
                     raise self.error(f"'{op.name}' has a vector '{p.name}'{of_all}; known are {known}", "rename it")
@@ -338,7 +312,7 @@ class _Builder:
             else:
                 operands[p.name] = self.scalar(op, p, values)
         for r in op.outputs:
-            vector = self.vector(r.name, group, share) if r.shape and r.name == "w" else None
+            vector = self.vectors.part(r.name, group, share) if r.shape and r.name == "w" else None
             if vector is not None:
                 operands[r.name] = vector
                 continue
