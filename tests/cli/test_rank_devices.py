@@ -12,8 +12,8 @@ import pytest
 
 from tcomp.cli.rank_devices import apart, own_device, way
 from tcomp.cli.ranks import built_by
+from tcomp.cli.run_settings import common_path, resumed, run_path
 from tcomp.cli.settings import TrainSettings, as_json
-from tcomp.cli.train import _common, _resumed, _run_path
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import H100
@@ -140,16 +140,16 @@ def test_rank_0_says_its_run_folder_to_those_that_were_given_none(tmp_path: Path
     for rank, named, told in ((0, "a", ["a"]), (1, "a", []), (1, "", [""])):
         said: list[str] = []
         group: Any = SimpleNamespace(rank=rank, of_first=lambda name, value: said.append(value) or "b")  # noqa: B023
-        assert _run_path(TrainSettings(run=named), group) == Path(named or "b") and said == told
+        assert run_path(TrainSettings(run=named), group) == Path(named or "b") and said == told
     said = []
     group = SimpleNamespace(rank=0, of_first=lambda name, value: said.append(value))
-    assert _common(tmp_path, group) == tmp_path and said == [str(tmp_path)]
+    assert common_path(tmp_path, group) == tmp_path and said == [str(tmp_path)]
 
 
 def test_a_run_goes_on_elsewhere_by_what_is_there(tmp_path: Path) -> None:
     settings = replace(TrainSettings(), device="cuda", exchange="nccl", ranks=2)
     (tmp_path / "run.json").write_text(json.dumps(as_json(settings)))
     group: Any = SimpleNamespace(size=2)
-    assert _resumed(tmp_path, {}, None, group).exchange == "nccl"
-    assert _resumed(tmp_path, {"device": "cpu"}, None, group).exchange == ""
-    assert _resumed(tmp_path, {"device": "cpu", "exchange": "gloo"}, None, group).exchange == "gloo"
+    assert resumed(tmp_path, {}, None, group).exchange == "nccl"
+    assert resumed(tmp_path, {"device": "cpu"}, None, group).exchange == ""
+    assert resumed(tmp_path, {"device": "cpu", "exchange": "gloo"}, None, group).exchange == "gloo"
