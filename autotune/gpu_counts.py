@@ -19,7 +19,7 @@ from tcomp.autotune.opcodes import (
     width,
 )
 from tcomp.autotune.sass import Function, Instruction
-from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX, described
+from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX, blocks_of, described
 from tcomp.autotune.sass_registers import depends_on_thread
 from tcomp.autotune.sass_walk import Way
 
@@ -96,7 +96,8 @@ def counts_of(function: Function, path: Way, copy: Copies) -> Counts:
             issued = path.times(block, i)
             _count(c, i, issued, copy)
             if i.name in TENSOR_MEMORY_MATRIX:
-                _count_tensor(c, *described(function, i), issued, not i.operands[0].startswith("tmem"))
+                both = not i.operands[0].startswith("tmem")
+                _count_tensor(c, *described(function, i), issued / blocks_of(i), both)
             if i.name in _LOADS:
                 near = times > STREAM and width(i.opcode) <= 4 and not depends_on_thread(function, i)
                 loads |= not near

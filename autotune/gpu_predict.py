@@ -23,6 +23,7 @@ from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import Function, functions_of
 from tcomp.autotune.sass_lanes import with_paired_loads
 from tcomp.codegen.nvptx.assemble import Assembled, assemble
+from tcomp.codegen.nvptx.block_pairs import in_pairs
 from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.launch import GpuKernel
 from tcomp.codegen.nvptx.occupancy import occupancy
@@ -83,7 +84,8 @@ def _launches(
 ) -> Iterator[Prediction]:  # fmt: skip
     if before is None:  # (as if it ran again and again)
         before = settled([phase_moves(kernel, phase) for phase in kernel.phases], machine)[0]
-    for phase, launch in zip(kernel.phases, code.launches, strict=True):
+    paired = in_pairs(kernel, machine.target)
+    for phase, own, launch in zip(kernel.phases, paired.phases, code.launches, strict=True):
         if launch.symbol not in functions:
             raise UserError(
                 f"kernel {kernel.name}: its machine code has no entry {launch.symbol}",
@@ -95,7 +97,7 @@ def _launches(
         traffic = phase_traffic(kernel, phase, machine, max(1, fit.blocks))
         known = Known(
             traffic, kernel.flops / len(kernel.phases), _stages(phase), turns=block_turns(kernel, phase),
-            copy=copies_of(kernel, phase), sides=kernel.gpu.sides,
+            copy=copies_of(paired, own), sides=kernel.gpu.sides,
         )  # fmt: skip
         work = launch_work(functions[launch.symbol], launch, resources, machine, known)
         slots = (work.sms or machine.sms) * work.resident

@@ -15,6 +15,11 @@ _TYPES = {"UTCHMMA": ("f16", "bf16", "tf32"), "UTCQMMA": ("e4m3", "e5m2")}
 _DEPTH = {"f16": 16, "bf16": 16, "tf32": 8, "e4m3": 32, "e5m2": 32}
 
 
+def blocks_of(i: Instruction) -> int:
+    """How many blocks share such a product: each has its rows, and keeps and reads its part of both operands."""
+    return 2 if "2CTA" in i.opcode.split(".") else 1
+
+
 def described(function: Function, i: Instruction) -> tuple[int, int, int, str]:
     """(m, n, k, element type) of such a product. ValueError where its descriptor is no constant in the code before."""
     named = next((m[1] for o in i.operands if (m := re.match(r"idesc\[(UR\d+)\]", o))), "")

@@ -68,6 +68,9 @@ class Target:
         self.mbar = Access(d, i, mbar, "shared", 8, 1, True)
         self.mbar.cluster_wide = wide
         self.mask = d.source(mask, "u16") if mask is not None else None
+        self.paired = "cta_group::2" in i.parts
+        if self.paired and mask is not None:
+            raise d.unknown(i, "multicast by pairs of blocks (.cta_group::2) is not executed")
 
     def of(self, sel: Sel, size: Array, ok: Array) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
         """(position, lane, its targets: place in the shared segment and mbarrier, -1 where there is none)."""
@@ -85,8 +88,10 @@ class Target:
             if found[k] < 0:
                 continue
             if masks is None:
-                if start // m.shared_stride != found[k] // m.shared_stride:
-                    m.finding(KIND, self.i, np.array([lane]), "the mbarrier is not in the block that receives the copy")
+                receives, told = start // m.shared_stride, int(found[k]) // m.shared_stride
+                if told != receives and not (self.paired and told == receives ^ 1):
+                    which = "in neither block of the pair" if self.paired else "not in the block"
+                    m.finding(KIND, self.i, np.array([lane]), f"the mbarrier is {which} that receives the copy")
                 yield k, lane, [(start, self._object(lane, int(found[k])))]
                 continue
             yield k, lane, list(self._each(lane, start, int(found[k]), int(masks[k]), alive))

@@ -28,9 +28,19 @@ from tcomp.runtime.vgpu.tensor_memory import CELL, POISON, Region, TensorMemory
 WAIT = "missing tcgen05.wait"
 
 
-def group_of(d: Decoder, i: Instr) -> None:
-    if "cta_group::1" not in i.parts:
-        raise d.unknown(i, "pairs of blocks (.cta_group::2) are not executed")
+def group_of(d: Decoder, i: Instr) -> int:
+    """How many blocks an instruction is of: with .cta_group::2 a pair, whose ranks differ in the last bit."""
+    found = {n for n in (1, 2) if f"cta_group::{n}" in i.parts}
+    if len(found) != 1:
+        raise d.unknown(i, "expected .cta_group::1 or .cta_group::2")
+    every = {
+        p for x in d.m.program.code if x.opcode.startswith("tcgen05.") for p in x.parts if p.startswith("cta_group")
+    }
+    if len(every) > 1:
+        raise d.unknown(i, "all tcgen05 instructions of a kernel must have the same .cta_group")
+    if 2 in found and d.m.ranks % 2:
+        raise d.unknown(i, f".cta_group::2 needs pairs of blocks, and the cluster has {d.m.ranks}")
+    return found.pop()
 
 
 def warp_value(m: Machine, i: Instr, values: Any, sel: Sel, what: str) -> Array:
@@ -45,8 +55,7 @@ def warp_value(m: Machine, i: Instr, values: Any, sel: Sel, what: str) -> Array:
 # --- allocation
 @instruction("tcgen05.alloc")
 def allocate(d: Decoder, i: Instr) -> Run:
-    group_of(d, i)
-    m, t = d.m, TensorMemory.of(d.m)
+    m, t, paired = d.m, TensorMemory.of(d.m), group_of(d, i) == 2
     space = "shared" if any(p.startswith("shared") for p in i.parts) else "generic"
     access, columns = Access(d, i, i.operands[0], space, 4, 1, False), d.source(i.operands[1], "u32")
     m.explain[i.line, i.opcode] = t.allocations.room
@@ -59,7 +68,7 @@ def allocate(d: Decoder, i: Instr) -> Run:
         wanted = warp_value(m, i, columns(lanes), lanes, "the number of columns")
         first, found = lanes[::32], []
         for lane, n in zip(first.tolist(), wanted.tolist(), strict=True):
-            found.append(t.allocations.allocate(i, lane, n))
+            found.append(t.allocations.allocate(i, lane, n, paired))
         ready = np.array([f is not None for f in found])
         if some(ready):
             who = first[ready]

@@ -1,4 +1,4 @@
-"""tcgen05.mma and tcgen05.commit of one block (PTX ISA 9.7.16.10.9 and .12): one thread multiplies M x N x 32 bytes.
+"""tcgen05.mma and tcgen05.commit (PTX ISA 9.7.16.10.9 and .12): one thread multiplies M x N x 32 bytes.
 
 A product is computed when it is issued and put into tensor memory at once, where it counts as in flight, as do the
 bytes of shared memory that it reads, until a tcgen05.commit of the same thread after it has arrived at its mbarrier,
@@ -6,6 +6,8 @@ which happens as late as it may (mbarrier.py). Products of one thread on one acc
 
 Arithmetic: exact products summed in f32, in an order that PTX leaves open; f16 accumulators are rounded each time.
 Layouts of D and A in tensor memory: M = 128 has row r in lane r; M = 64 has rows 16 w .. 16 w + 15 in lanes 32 w on.
+Of a pair of blocks (.cta_group::2, M = 256) the first has rows 0 to 127 of A and D and columns 0 to N / 2 - 1 of B, the
+second the others, at the same places of its own memories; either may issue the product.
 """
 
 from __future__ import annotations
@@ -39,10 +41,13 @@ def per_lane(source: Source, sel: Sel) -> Array:
 
 @instruction("tcgen05.mma")
 def multiply(d: Decoder, i: Instr) -> Run:
-    group_of(d, i)
-    m, t = d.m, TensorMemory.of(d.m)
+    m, t, blocks = d.m, TensorMemory.of(d.m), group_of(d, i)
     kind = next((p[6:] for p in i.parts if p.startswith("kind::")), "")
-    allowed = {f"kind::{kind}", "cta_group::1", *(f"collector::a::{x}" for x in ("fill", "use", "lastuse", "discard"))}
+    allowed = {
+        f"kind::{kind}",
+        f"cta_group::{blocks}",
+        *(f"collector::a::{x}" for x in ("fill", "use", "lastuse", "discard")),
+    }
     if kind not in KINDS or set(i.parts[2:]) - allowed:
         raise d.unknown(i, f"dense products of .kind::{', .kind::'.join(KINDS)} are executed")
     operands = list(i.operands)
@@ -65,7 +70,7 @@ def multiply(d: Decoder, i: Instr) -> Run:
         for one in distinct(given).tolist():
             at = indices(given == one)
             try:
-                product = product_of(kind, one)
+                product = product_of(kind, one, blocks)
                 act(sel, lanes[at], at, product)
             except Malformed as e:
                 m.finding("malformed tcgen05 descriptor", i, lanes[at], str(e))
@@ -82,32 +87,45 @@ def multiply(d: Decoder, i: Instr) -> Run:
         b = shared_operand(m_operand(p, False), per_lane(b_bits, sel)[at], lanes, flights)
         for n, lane in enumerate(lanes.tolist()):
             shape = (d_at[n], p.m, p.n)
-            region = accumulator(i, t, lane, d_at[n], p.m, p.n)
-            if region is None:
+            regions = [accumulator(i, t, lane, slot, d_at[n], p.m // blocks, p.n) for slot in slots_of(lane)]
+            if None in regions:
                 continue
             op = t.begin(i, "mma", lane, shape)
             state.hold(op, flights[n])
-            if a_place:
-                source = accumulator(i, t, lane, from_tensor[n], p.m, 8)
-                if source is None:
-                    continue
-                if source.cells != region.cells:
-                    m.finding("malformed tcgen05 descriptor", i, np.array([lane]), f"A lies from lane "
-                              f"{from_tensor[n] >> 16} on and D from {d_at[n] >> 16}: it must be one lane")  # fmt: skip
-                t.read(op, source)
-                raw = np.ascontiguousarray(rows(t.data[source.slot], source)).view(np.uint8)
-                left_values = values(raw, p.a)
-            else:
-                left_values = a[n]
-            total = left_values @ b[n].T
-            if p.negative:
-                total = -total
-            into = t.data[region.slot]
-            if add[n]:
-                t.check_defined(op, region)
-                total = total + read_d(rows(into, region), p.d) * shrink
-            t.write(op, region)
-            put_rows(into, region, write_d(total.astype(np.float32), p.d))
+            for each, region in enumerate(regions):
+                assert region is not None
+                own = p.m // blocks
+                if a_place:
+                    source = accumulator(i, t, lane, region.slot, from_tensor[n], own, 8)
+                    if source is None:
+                        continue
+                    if source.cells != region.cells:
+                        m.finding("malformed tcgen05 descriptor", i, np.array([lane]), f"A lies from lane "
+                                  f"{from_tensor[n] >> 16} on and D from {d_at[n] >> 16}: "
+                                  "it must be one lane")  # fmt: skip
+                    t.read(op, source)
+                    raw = np.ascontiguousarray(rows(t.data[source.slot], source)).view(np.uint8)
+                    left_values = values(raw, p.a)
+                else:
+                    left_values = a[n][each * own : (each + 1) * own]
+                total = left_values @ b[n].T
+                if p.negative:
+                    total = -total
+                into = t.data[region.slot]
+                if add[n]:
+                    t.check_defined(op, region)
+                    total = total + read_d(rows(into, region), p.d) * shrink
+                t.write(op, region)
+                put_rows(into, region, write_d(total.astype(np.float32), p.d))
+
+    def slots_of(lane: int) -> list[int]:
+        """The blocks of a lane's product, in the order of their rows."""
+        own = int(m.slot[lane])
+        if blocks == 1:
+            return [own]
+        if not m.running()[own ^ 1]:
+            m.finding("shared memory of an exited block", i, np.array([lane]), "the other block of the pair has ended")
+        return sorted((own, own ^ 1))
 
     def m_operand(p: Product, is_a: bool) -> tuple[str, int, str, bool]:
         return ("A", p.m, p.a, p.transposed_a) if is_a else ("B", p.n, p.b, p.transposed_b)
@@ -117,6 +135,7 @@ def multiply(d: Decoder, i: Instr) -> Run:
     ) -> Array:
         """(lanes, rows, K) values of A or B in shared memory; what is read there joins `flights`."""
         name, extent, element, transposed = of
+        extent //= blocks
         size = BITS[element] // 8
         addresses = np.empty((len(lanes), *((32 // size, extent * size // CHUNK) if transposed else (extent, 2))), int)
         high = descriptors & _HIGH
@@ -127,7 +146,14 @@ def multiply(d: Decoder, i: Instr) -> Run:
             except Malformed as e:
                 raise Malformed(f"{name} descriptor: {e}") from e
             addresses[at] = chunk_addresses(start_of(descriptors[at]), layout, extent, transposed, size)
-        raw, start, outside = tiles_at(m, addresses, lanes)
+        found = [in_block(k, name, addresses, lanes, flights) for k in range(blocks)]
+        parts = [values(raw, element) for raw in found]
+        return np.concatenate([x.swapaxes(1, 2) if transposed else x for x in parts], axis=1)
+
+    def in_block(number: int, name: str, addresses: Array, lanes: Array, flights: list[list[InFlight]]) -> Array:
+        """The bytes at addresses in the shared memory of each lane's block, or of that one of its pair."""
+        of = lanes if blocks == 1 else (lanes // m.stride & ~1 | number) * m.stride
+        raw, start, outside = tiles_at(m, addresses, of)
         if some(outside):
             bad = outside.any(axis=(1, 2))
             m.finding("out of bounds shared", i, lanes[bad], f"the {name} descriptor leaves the {m.shared_size} bytes "
@@ -138,8 +164,7 @@ def multiply(d: Decoder, i: Instr) -> Run:
             words, who = (x.reshape(len(lanes), -1) for x in (flight.words, flight.lanes))
             for n, each in enumerate(flights):
                 each.append(InFlight(i, words[n], who[n], False))
-        found = values(raw, element)
-        return found.swapaxes(1, 2) if transposed else found
+        return raw
 
     return run
 
@@ -152,15 +177,16 @@ def tensor_address(d: Decoder, i: Instr, o: Operand) -> Source:
 
 
 # --- accumulators
-def accumulator(i: Instr, t: TensorMemory, lane: int, address: int, m: int, columns: int) -> Region | None:
-    """The cells of M rows and so many columns at an address; None, and a finding, where they cannot be there."""
+def accumulator(i: Instr, t: TensorMemory, lane: int, slot: int, address: int, m: int, columns: int) -> Region | None:
+    """The cells of M rows and so many columns at an address in a block; None, and a finding, where they cannot be
+    there."""
     row, column = address >> 16, address & 0xFFFF
     if row not in ((0,) if m == LANES else (0, CELL)):
         t.m.finding("malformed tcgen05 descriptor", i, np.array([lane]), f"a matrix of {m} rows at lane {row}: it must "
                     f"begin at lane 0{' or 16' * (m != LANES)}", address)  # fmt: skip
         return None
     cells = slice(0, 8) if m == LANES else slice(row // CELL, 8, 2)
-    r = Region(int(t.m.slot[lane]), cells, slice(column, column + columns))
+    r = Region(slot, cells, slice(column, column + columns))
     return r if t.allocated(i, lane, r) else None
 
 

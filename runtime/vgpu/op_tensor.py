@@ -145,8 +145,6 @@ class TensorOperand:
 def tensor(d: Decoder, i: Instr) -> Run:
     if "prefetch" in i.parts:
         return prefetch(d, i)
-    if "cta_group::1" in i.parts or "cta_group::2" in i.parts:
-        raise d.unknown(i, ".cta_group needs sm_100")
     shared = next(n for n, p in enumerate(i.parts) if p.startswith("shared::"))
     return store(d, i) if i.parts.index("global") < shared else get(d, i)
 

@@ -69,6 +69,7 @@ RULES = [
     _rule(r".*shared::cluster", 90, "7.8"),
     _rule(r"(ld|st|atom|red|fence|mbarrier)\..*\.cluster\b", 90, "7.8"),
     _rule(r"tcgen05\.", 100, "8.6", exact=True),
+    _rule(r"cp\.async\.bulk\.tensor\..*cta_group::", 100, "8.6", exact=True),
     _rule(r"(clusterlaunchcontrol\.|st\.bulk)", 100, "8.6"),
     # memory
     _rule(r".*::cta\b", 0, "7.8"),
@@ -120,7 +121,7 @@ RULES = [
 
 SINCE = re.compile(r"setmaxnreg\.")
 """of the instructions that need an architecture's own target, those that later architectures' own targets have too"""
-SHARED = ((re.compile(r"tcgen05\."), (100, 103, 110)),)
+SHARED = ((re.compile(r"tcgen05\.|cp\.async\.bulk\.tensor\..*cta_group::"), (100, 103, 110)),)
 """and those that just these have (of tcgen05.mma, integers are missing on 103; they are not executed anyway)"""
 
 

@@ -50,8 +50,9 @@ class Product:
         return EXECUTED[self.a]
 
 
-def product_of(kind: str, bits: int) -> Product:
-    """The instruction descriptor of .kind::f16, tf32 or f8f6f4. Malformed, NotModelled."""
+def product_of(kind: str, bits: int, blocks: int = 1) -> Product:
+    """The instruction descriptor of .kind::f16, tf32 or f8f6f4, for a product of so many blocks. Malformed,
+    NotModelled."""
     if bits >> 2 & 1:
         raise NotModelled("sparse matrices")
     wrong = bits & (0b1001011 | 1 << 23 | 1 << 29 | 3 << 30)
@@ -69,9 +70,11 @@ def product_of(kind: str, bits: int) -> Product:
         raise Malformed(f"A is .{a} and B is .{b}")
     m, n = (bits >> 24 & 31) << 4, (bits >> 17 & 63) << 3
     transposed_a, transposed_b = bool(bits >> 15 & 1), bool(bits >> 16 & 1)
-    step = 16 if transposed_b and kind == "f8f6f4" else 8  # (tables 39 and 52; for M = 128 CUTLASS takes 16 at least)
-    if m not in (64, 128):
-        raise Malformed(f"M = {m}: it must be 64 or 128 with .cta_group::1")
+    step = (16 if transposed_b and kind == "f8f6f4" else 8) * blocks  # (tables 39, 52; for M = 128 CUTLASS takes 16)
+    if m not in (64 * blocks, 128 * blocks):
+        raise Malformed(f"M = {m}: it must be {64 * blocks} or {128 * blocks} with .cta_group::{blocks}")
+    if m == 64 * blocks and blocks > 1:
+        raise NotModelled("products of 128 rows of two blocks, of which each has all rows of half of the columns,")
     if not step <= n <= 256 or n % step:
         raise Malformed(f"N = {n}: it must be a multiple of {step} up to 256")
     if kind == "tf32" and (transposed_a or transposed_b):

@@ -51,12 +51,13 @@ class Allocations:
         self.relinquished: set[int] = set()
         self.waited: set[int] = set()  # slots
         self.last: dict[int, int] = {}  # of each slot, the columns of its last allocation
+        self.given: dict[int, Allocation] = {}  # by slot: what the other block of its pair has taken for both
 
     def misuse(self, i: Instr, lane: int, text: str) -> None:
         self.m.finding(KIND, i, np.array([lane]), text)
 
-    def allocate(self, i: Instr, lane: int, columns: int) -> int | None:
-        """The first column; None where there is no room now."""
+    def allocate(self, i: Instr, lane: int, columns: int, paired: bool = False) -> int | None:
+        """The first column; None where there is no room now. Both blocks of a pair allocate, and get the same."""
         slot = int(self.m.slot[lane])
         if not LEAST <= columns <= COLUMNS or columns & columns - 1:
             self.misuse(i, lane, f"{columns} columns: it must be a power of two from {LEAST} to {COLUMNS}")
@@ -65,12 +66,23 @@ class Allocations:
             self.misuse(i, lane, "allocates after tcgen05.relinquish_alloc_permit")
         if columns > self.last.get(slot, COLUMNS):
             self.misuse(i, lane, f"{columns} columns after an allocation of {self.last[slot]}: they may not grow")
-        there: Array = np.asarray(self.owner[self.beside(slot)].any(axis=0))
+        own, beside = [slot, slot ^ 1][: 1 + paired], self.beside(slot)
+        if (given := self.given.pop(slot, None)) is not None:
+            if given.columns != columns:
+                self.misuse(i, lane, f"{columns} columns, where the other block of the pair has {given.columns}")
+            self.live[slot, given.first] = Allocation(given.first, given.columns, lane, i)
+            self.last[slot] = columns
+            return given.first
+        if paired:
+            beside = np.append(beside, self.beside(slot ^ 1))
+        there: Array = np.asarray(self.owner[beside].any(axis=0))
         for first in range(COLUMNS - columns, -1, -columns):
             if not some(there[first : first + columns]):
-                self.owner[slot, first : first + columns] = True
-                self.live[slot, first] = Allocation(first, columns, lane, i)
+                self.owner[own, first : first + columns] = True
+                found = self.live[slot, first] = Allocation(first, columns, lane, i)
                 self.last[slot] = columns
+                if paired:
+                    self.given[slot ^ 1] = found
                 return first
         self.waiting(i, lane, slot)
         return None
@@ -112,6 +124,8 @@ class Allocations:
         return f"waits in `tcgen05.alloc` for columns of tensor memory, of which {free} are free"
 
     def finish(self) -> None:
+        for a in self.given.values():
+            self.misuse(a.instr, a.lane, "the other block of the pair never allocated with this one")
         for a in self.live.values():
             self.misuse(
                 a.instr, a.lane, f"the block ended with these {a.columns} columns allocated: tcgen05.dealloc them"

@@ -22,6 +22,8 @@ WIDTHS = tuple(range(16, 257, 16))
 """(the PTX ISA has multiples of 8 as well; CUTLASS, which has been run more often, takes none of those for 128 rows)"""
 COLUMNS = 512
 """of tensor memory, each of 32 bits in 128 lanes"""
+ALONE, PAIRED = "cta_group::1", "cta_group::2"
+"""in all tcgen05 instructions of a kernel but loads and stores: of one block, or of both of a pair"""
 _TARGETS = frozenset({"sm_100a", "sm_103a", "sm_110a"})
 """(of the kinds that are not declared here, that of integers is missing on sm_103a)"""
 _FP8 = (DType.E4M3, DType.E5M2)
@@ -38,17 +40,18 @@ def loaded(columns: int, rows: int = ROWS) -> FragmentLayout:
     return FragmentLayout((rows, columns), (*quad(2), *warps), ((0, 1), (8, 0), *wide, *below))
 
 
-def instruction_descriptor(i: Instruction, n: int, across: tuple[bool, bool]) -> int:
-    """The 32 bits that say which product: f32 sums of M rows by `n` columns; which operands lie across k."""
+def instruction_descriptor(i: Instruction, n: int, across: tuple[bool, bool], blocks: int = 1) -> int:
+    """The 32 bits that say which product: f32 sums of M rows of so many blocks by `n` columns; which operands lie
+    across k."""
     types = _CODES[i.a] << 7 | _CODES[i.b] << 10
-    return 1 << 4 | types | across[0] << 15 | across[1] << 16 | n >> 3 << 17 | i.m >> 4 << 24
+    return 1 << 4 | types | across[0] << 15 | across[1] << 16 | n >> 3 << 17 | blocks * i.m >> 4 << 24
 
 
 def _declare(a: DType, b: DType, rows: int = ROWS) -> Instruction:
     bits = 8 * a.bytes
     across = True if bits <= 16 else None
     # {d} an address in tensor memory, {a} and {b} descriptors, {i} the instruction's, {keep} adds to what is there
-    text = f"tcgen05.mma.cta_group::1.kind::{_KINDS[a]} [{{d}}], {{a}}, {{b}}, {{i}}, {{keep}};"
+    text = f"tcgen05.mma.{ALONE}.kind::{_KINDS[a]} [{{d}}], {{a}}, {{b}}, {{i}}, {{keep}};"
     return Instruction(
         "tcgen05.tf32" if a is DType.F32 else "tcgen05",
         rows,

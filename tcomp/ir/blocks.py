@@ -38,10 +38,12 @@ class Producer:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """`blocks` neighbours along the grid loop of that variable run together and share what they all read."""
+    """`blocks` neighbours along the grid loop of that variable run together and share what they all read. `paired`: two
+    of which one issues the products of both."""
 
     variable: str
     blocks: int
+    paired: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from tcomp.ir.blocks import Cluster
 from tcomp.ir.tile import Buffer, Kernel, Loop, Pack, Statement, Swizzled
 from tcomp.ir.walk import grid_nest
 
+HALF = "half of pair"
+"""the variable that is 0 in the first block of a pair, 1 in the second, where each has half of a tile"""
 PART_ALIGNMENT = 128
 """bytes that a part without swizzle is a multiple of"""
 
@@ -51,7 +53,7 @@ def _same(pack: Pack, cluster: Cluster) -> bool:
     """Do all blocks of the cluster copy the same?"""
     named = {n for a in pack.axes for e in (a.start, a.stop) for n in names_in(e)}
     named |= {n for s in pack.source.subscripts for n in names_in(s)}
-    return cluster.variable not in named
+    return not named & {cluster.variable, HALF}
 
 
 def divisible(tile: Buffer, parts: int) -> bool:

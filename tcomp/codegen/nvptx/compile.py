@@ -13,6 +13,7 @@ from llvmlite import ir
 
 from tcomp.codegen.llvm.strength import strength_reduction
 from tcomp.codegen.llvm.types import I8
+from tcomp.codegen.nvptx.block_pairs import in_pairs
 from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
@@ -65,6 +66,7 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
             f"{kernel.span}: kernel '{kernel.name}' has blocks of {count} threads; {MAX_THREADS} is the most",
             "divide loops among fewer warps",
         )
+    kernel = in_pairs(kernel, machine.target)
     module = ir.Module(name=kernel.name)
     module.triple, module.data_layout = TRIPLE, LAYOUT
     shared = ir.GlobalVariable(module, ir.ArrayType(I8, 0), DYNAMIC, addrspace=3)

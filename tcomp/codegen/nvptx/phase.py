@@ -48,7 +48,7 @@ from tcomp.codegen.nvptx.tensor_memory import TensorMemory
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
 from tcomp.dsl.ast import Call, Num
-from tcomp.ir.multicast import cluster_of
+from tcomp.ir.multicast import HALF, cluster_of
 from tcomp.ir.panels import written_out
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
 from tcomp.ir.walk import accesses_of, grid_nest, statements_in, streams
@@ -83,6 +83,8 @@ class PhaseGenerator:
         entry = declare_entry(module, symbol, kernel, phase, maps)
         self.kernel, self.phase, self.layout, self.machine = kernel, phase, layout, machine
         self.cluster = cluster_of(kernel, phase)
+        self.paired = self.cluster is not None and self.cluster.paired
+        """Does the cluster's first block issue the products of both?"""
         self.em = GpuEmitter(entry.function, kernel.gpu.shape, kernel.gpu.sides)
         self.groups = Groups(self.em)
         self.scope = scope_of(entry, self.em, kernel, layout, machine.target)
@@ -118,15 +120,14 @@ class PhaseGenerator:
             self._whole(blocks)
         elif total and producer is not None:
             one = partial(self._blocks, blocks)
-            others = {"deliverer": bool(self.copies.handed), "multiplier": bool(self.tensor.products)}
-            self.roles.apart(
-                producer,
-                partial(self._produce, blocks),
-                partial(self._whole, blocks),
-                {r: one for r, used in others.items() if used},
-            )
+            others = {"deliverer": one} if self.copies.handed else {}
+            if self.tensor.products:
+                others["multiplier"] = partial(self._multiply, one)
+            self.roles.apart(producer, partial(self._produce, blocks), partial(self._whole, blocks), others)
         if size > 1:
             self.em.cluster_barrier()  # a peer may still write into this block, or tell its mbarriers
+        if self.paired:
+            self.tensor.free_paired()
         self.em.here().ret_void()
         return max(1, blocks)
 
@@ -186,6 +187,13 @@ class PhaseGenerator:
         self._blocks(blocks)
         self.copies.finish()
 
+    def _multiply(self, turns: Callable[[], None]) -> None:
+        if not self.paired:
+            turns()
+            return
+        rank = self.em.cluster_rank()
+        self.em.when(self.em.here().icmp_signed("==", rank, self.em.i64(0)), turns)
+
     def _whole(self, blocks: int) -> None:
         if self.staggered or (self.em.sides > 1 and not self.tensor.products):
             self.em.turn_barrier("start")
@@ -198,6 +206,8 @@ class PhaseGenerator:
         self.em.here()
         rank: Int = self.em.cluster_rank() if self.cluster is not None else 0
         self.em.here()
+        if self.paired:
+            self.bind(HALF, rank, Known(0, 1), self.em.depth)
         values = self.turns.values(self.em, number, self.kernel.gpu.order, rank)
         for g, r, value in zip(self.turns.loops, self.turns.ranges, values, strict=True):
             self.bind(g.variable, value, self.scope.facts.loop(Num(r.start), Num(r.stop), g.step), self.em.depth)
@@ -207,8 +217,8 @@ class PhaseGenerator:
             self.inside = self.em.here().icmp_signed("<", self.em.i64(at), stop)
         self.statements(self.body, self.path)
         self.inside = None
-        for g in self.turns.loops:
-            self.unbind(g.variable)
+        for name in [g.variable for g in self.turns.loops] + ([HALF] if self.paired else []):
+            self.unbind(name)
 
     def compute(
         self,

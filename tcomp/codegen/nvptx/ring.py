@@ -11,7 +11,7 @@ first waits for `empty` return at once. PTX ISA, section 9.7.13.15 (mbarrier).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
@@ -93,13 +93,17 @@ class Position:
 class Ring:
     """The barriers of `stages` copies, at `barriers` in shared memory; `readers` warps release each copy. In a
     `cluster` of several blocks each fills a part of all blocks' copies, and so waits for the readers of all. The copy
-    engine fills a copy for one thread, or so many warps do (`fillers`), and one thread reads it."""
+    engine fills a copy for one thread, or so many warps do (`fillers`), and one thread reads it. Of `paired` blocks the
+    first one's barriers are told of what both have: copies for products, and sums that were read."""
 
     def __init__(
-        self, em: GpuEmitter, barriers: IrValue, stages: int, readers: int, cluster: int = 1, fillers: int = 1
-    ) -> None:
-        self.em, self.barriers, self.stages, self.readers = em, barriers, stages, readers * cluster
-        self.cluster, self.fillers = cluster, fillers
+        self, em: GpuEmitter, barriers: IrValue, stages: int, readers: int, cluster: int = 1, fillers: int = 1,
+        paired: bool = False,
+    ) -> None:  # fmt: skip
+        self.em, self.barriers, self.stages = em, barriers, stages
+        self.readers = readers if paired else readers * cluster
+        self.cluster, self.fillers, self.paired = cluster, fillers, paired
+        self.scope = "cta" if cluster == 1 else "cluster"
         self.uniform = False
         """reach the barriers from an address that the assembler sees is the same for all lanes"""
         self.filling, self.reading = Position(em, stages), Position(em, stages)
@@ -121,8 +125,15 @@ class Ring:
         if reused:
             self.wait_empty()
         full = self._at(slot, 0)
-        em.here()
         text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;"
+        if self.paired:
+            rank = em.cluster_rank()
+            text = f"{{ .reg .pred first; setp.eq.u32 first, $2, 0; @first {text} }}"
+            em.here()
+            em.effect(text, "rrr", [full, em.i64(2 * size), rank])
+            there = self._barriers_of("first block", lambda: em.i64(0))
+            return slot, em.here().add(there, em.i64(em.mul(slot, BYTES)))
+        em.here()
         em.effect(text, "rr", [full, em.i64(size)])
         return slot, full
 
@@ -130,7 +141,7 @@ class Ring:
         """Wait until the next copy may be filled."""
         place = self._at(self.filling.slot, self.stages)
         parity = self.filling.parity
-        self._wait(place, self.em.here().xor(parity, self.em.i64(1)), "cta" if self.cluster == 1 else "cluster")
+        self._wait(place, self.em.here().xor(parity, self.em.i64(1)), self.scope)
 
     def filled(self) -> None:
         """This warp has filled its part of the copy."""
@@ -155,7 +166,7 @@ class Ring:
     def wait_full(self) -> Int:
         """Wait until the next copy is filled; gives it."""
         slot = self.reading.slot
-        self._wait(self._at(slot, 0), self.reading.parity)
+        self._wait(self._at(slot, 0), self.reading.parity, self.scope if self.paired else "cta")
         return slot
 
     def others(self, count: int, before: bool) -> None:
@@ -181,7 +192,8 @@ class Ring:
         em.here()
         em.nvvm("bar.warp.sync", args=[em.i64(-1)])
         lane = em.lane()
-        em.when(em.here().icmp_signed("<", lane, em.i64(self.cluster)), lambda: self._tell_peer(slot))
+        told = 1 if self.paired else self.cluster
+        em.when(em.here().icmp_signed("<", lane, em.i64(told)), lambda: self._tell_peer(slot))
 
     def released(self) -> None:
         """This thread, the copy's only reader, has read it."""
@@ -206,20 +218,25 @@ class Ring:
     def _tell_peer(self, slot: Int) -> None:
         """Arrive at that copy's barrier in the block that has this lane's number in the cluster."""
         em = self.em
-        root = self.barriers
         lane = em.lane()
-
-        def make() -> IrValue:
-            b = em.builder
-            peer = b.urem(lane, em.i64(self.cluster))
-            return em.asm("mapa.shared::cluster.u32 $0, $1, $2;", I32, "=r,r,r", [b.ptrtoint(root, I32), peer])
-
-        there: IrValue = em.once(0, ("peer's barriers", id(root)), make)
+        there = self._barriers_of("peer", lambda: em.builder.urem(lane, em.i64(self.cluster)))
         em.here()
         offset = em.add(em.mul(slot, BYTES), self.stages * BYTES)
         at = f"$0+{offset}" if isinstance(offset, int) else "$0"
         value = there if isinstance(offset, int) else em.here().add(there, em.i64(offset))
         em.effect(f"mbarrier.arrive.shared::cluster.b64 _, [{at}];", "r", [value])
+
+    def _barriers_of(self, whose: str, number: Callable[[], IrValue]) -> IrValue:
+        """Where this ring's barriers are in the block of that number in the cluster."""
+        em, root = self.em, self.barriers
+
+        def make() -> IrValue:
+            block = number()
+            text = "mapa.shared::cluster.u32 $0, $1, $2;"
+            return em.asm(text, I32, "=r,r,r", [em.builder.ptrtoint(root, I32), block])
+
+        found: IrValue = em.once(0, (f"barriers of {whose}", id(root)), make)
+        return found
 
     # ------------------------------------------------------------------------------------------ barriers
 

@@ -112,9 +112,11 @@ def issue(
     to: IrValue,
     barrier: IrValue,
     share: Share | None = None,
+    paired: bool = False,
 ) -> None:
-    """Start a Pack's copies: `address` of its map, `to` the tile, `barrier` the mbarrier that is told. A `share` goes
-    to the same place in all blocks of the cluster, and tells their mbarriers."""
+    """Start a Pack's copies: `address` of its map, `to` the tile, `barrier` the mbarrier that is told, also where it is
+    the other block's of a `paired` one. A `share` goes to the same place in all blocks of the cluster, and tells their
+    mbarriers."""
     tile = scope.buffers[pack.buffer]
     starts = {a.name: a.start for a in pack.axes}
     em.here()
@@ -135,6 +137,8 @@ def issue(
         f"cp.async.bulk.tensor.{n}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
         f"[$0], [$1, {{{places}}}], [${n + 2}];"
     )
+    if paired:
+        text = text.replace("::bytes", "::bytes.cta_group::2")
     kinds = "rl" + "r" * n + "r"
     more: list[IrValue] = []
     if share is not None:

@@ -32,7 +32,7 @@ from tcomp.codegen.nvptx.tensor_columns import give_columns
 from tcomp.codegen.nvptx.tensor_group import Moves, TensorGroup
 from tcomp.codegen.nvptx.tensor_product import Complete, TensorProduct
 from tcomp.dsl.ast import Call, Expr, Num
-from tcomp.instructions.tcgen05 import COLUMNS, ROWS
+from tcomp.instructions.tcgen05 import ALONE, COLUMNS, PAIRED, ROWS
 from tcomp.ir.tile import Compute, Loop, Statement
 from tcomp.ir.walk import computes, reads_of, statements_in
 
@@ -55,6 +55,7 @@ class TensorMemory:
 
     def __init__(self, generator: PhaseGenerator, phase: Sequence[Statement]) -> None:
         self.em, self.generator = generator.em, generator
+        self.group = PAIRED if generator.paired else ALONE
         self.products: dict[int, TensorProduct] = {}
         self.rings: dict[int, Ring] = {}
         self.columns = 0
@@ -62,7 +63,7 @@ class TensorMemory:
             node = summed_in_tensor_memory(loop)
             if node is not None:
                 _check(generator, loop, node)
-                self.products[id(loop)] = TensorProduct(generator.em, generator.scope, node)
+                self.products[id(loop)] = TensorProduct(generator.em, generator.scope, node, generator.paired)
         for loop in (s for s in statements_in(phase) if isinstance(s, Loop) and s.level == "panel"):
             read = {a.tensor for c in computes(loop.body) for a in reads_of(c)}
             for p in self.products.values():
@@ -126,8 +127,8 @@ class TensorMemory:
         def take() -> None:
             em.here()
             where = em.builder.ptrtoint(self._cell(), I32)
-            permit = "tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned;"
-            text = f"tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [$0], {self.columns}; {permit}"
+            permit = f"tcgen05.relinquish_alloc_permit.{self.group}.sync.aligned;"
+            text = f"tcgen05.alloc.{self.group}.sync.aligned.shared::cta.b32 [$0], {self.columns}; {permit}"
             em.asm(text, VOID, "r,~{memory}", [where], effect=True)
 
         assert warps > 1
@@ -155,14 +156,21 @@ class TensorMemory:
 
     def free(self) -> None:
         """By the first warp, when all consumers have read what they will."""
+        if self.columns and not self.generator.paired:
+            self.em.computing_barrier()
+            self._give()
+
+    def free_paired(self) -> None:
+        """The same by both blocks of a pair, when all their threads have met, and nothing may be awaited any more."""
+        if self.columns and self.generator.paired:
+            self._give()
+
+    def _give(self) -> None:
         em = self.em
-        if not self.columns:
-            return
-        em.computing_barrier()
 
         def give() -> None:
             em.here()
-            text = f"tcgen05.dealloc.cta_group::1.sync.aligned.b32 $0, {self.columns};"
+            text = f"tcgen05.dealloc.{self.group}.sync.aligned.b32 $0, {self.columns};"
             em.asm(text, VOID, "r,~{memory}", [self.address], effect=True)
 
         em.when(em.here().icmp_signed("==", em.block_warp(), em.i64(0)), give)
@@ -189,7 +197,7 @@ class TensorMemory:
         em.asm(_AFTER, VOID, "~{memory}", effect=True)
         address = self._accumulator(p, ring.filling.slot)
         turns(lambda first: p.multiply(address, first))
-        commit(em, ring.full_place())
+        commit(em, ring.full_place(), ring.cluster, ring.paired)
         ring.filling.advance()
 
     def collect(self, loop: Loop) -> None:
@@ -229,11 +237,12 @@ class TensorMemory:
         self.em.asm(text, VOID, "~{memory}", effect=True)
 
 
-def commit(em: GpuEmitter, barrier: IrValue, blocks: int = 1) -> None:
+def commit(em: GpuEmitter, barrier: IrValue, blocks: int = 1, paired: bool = False) -> None:
     """Arrive at a barrier, in each block of a cluster of so many, once all products that this thread has issued are
-    complete."""
+    complete; `paired`: those of two blocks."""
     em.here()
-    text = "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [$0];"
+    group = PAIRED if paired else ALONE
+    text = f"tcgen05.commit.{group}.mbarrier::arrive::one.shared::cluster.b64 [$0];"
     if blocks > 1:
         text = text.replace(".b64 [$0];", ".multicast::cluster.b64 [$0], blocks; }")
         text = f"{{ .reg .b16 blocks; mov.b16 blocks, {(1 << blocks) - 1}; {text}"

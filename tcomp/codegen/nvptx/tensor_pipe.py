@@ -143,7 +143,7 @@ class TensorPipe:
                 b = em.here()
                 first = b.zext(b.icmp_signed("==", em.i64(base), em.i64(self.start)), I32)
                 products(first)
-            commit(em, ring.empty_place(slot), ring.cluster)
+            commit(em, ring.empty_place(slot), ring.cluster, ring.paired)
             ring.reading.advance()
 
         em.repeat(self.start, self.stop, self.loop.step, turn)
@@ -362,6 +362,7 @@ class TensorPipe:
         copies = self.phase.copies
         for p in self.packs:
             to = self._displaced(self.tiles[p.buffer], slot)
-            tensor_copy.issue(self.em, self.scope, p, copies.map_address(p), to, full, copies.share(p))
+            address, share = copies.map_address(p), copies.share(p)
+            tensor_copy.issue(self.em, self.scope, p, address, to, full, share, ring.paired)
         self.phase.unbind(self.loop.variable)
         ring.filling.advance()

@@ -23,7 +23,7 @@ from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.tensor_group import LANE, tile_descriptor
 from tcomp.dsl.ast import names_in
 from tcomp.instructions.declaration import Home
-from tcomp.instructions.tcgen05 import ROWS, instruction_descriptor
+from tcomp.instructions.tcgen05 import ALONE, PAIRED, ROWS, instruction_descriptor
 from tcomp.ir.tile import Compute
 from tcomp.ir.walk import reads_of
 
@@ -40,8 +40,9 @@ class Complete:
 class TensorProduct:
     """One pipe loop's sum: where its accumulators are, its products, and how they come to registers."""
 
-    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute) -> None:
-        self.em, self.scope, self.node = em, scope, node
+    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute, paired: bool = False) -> None:
+        """`paired`: by one thread for this block and its cluster's other."""
+        self.em, self.scope, self.node, self.paired = em, scope, node, paired
         self.match = match = matched(node, scope)
         spread = match.m.spread
         assert spread is not None
@@ -75,7 +76,8 @@ class TensorProduct:
                 for d, a in ((self.left, self.match.m), (self.right, self.match.n))
             ),
         ]
-        code = instruction_descriptor(i, self.width, (not self.match.a.along_k, not self.match.b.along_k))
+        across = not self.match.a.along_k, not self.match.b.along_k
+        code = instruction_descriptor(i, self.width, across, 2 if self.paired else 1)
         lines = [
             "{ .reg .b64 da, db; .reg .b32 x, ha, hb, i; .reg .pred p, q; setp.eq.b32 p, $1, 0; mov.pred q, -1;",
             f"mov.b32 ha, {self.left.high}; mov.b32 hb, {self.right.high}; mov.b32 i, {code};",
@@ -87,7 +89,8 @@ class TensorProduct:
                     lines.append(f"add.s32 x, $3, {self.right.offset(column, k)}; mov.b64 db, {{x, hb}};")
                     at = self._column(row // ROWS, column)
                     lines.append(f"add.s32 x, $0, {at};")
-                    lines.append(i.ptx.format(d="x", a="da", b="db", i="i", keep="q" if k else "p"))
+                    text = i.ptx.format(d="x", a="da", b="db", i="i", keep="q" if k else "p")
+                    lines.append(text.replace(ALONE, PAIRED) if self.paired else text)
         em.here()
         em.asm(" ".join([*lines, "}"]), VOID, "r,r,r,r,~{memory}", inputs, effect=True)
 

@@ -66,13 +66,19 @@ class TensorRings:
             peers = self.cluster.blocks if self.cluster and any(id(p) in self.shared for p in packs) else 1
             stages = ring_copies(node, stages, em.sides)
             leaders = delivered.get(node.buffer, 0) if isinstance(node, Pack) else 0
-            readers = 1 if summed_in_tensor_memory(node) is not None else em.threads.warps
-            ring = self.rings[id(node)] = Ring(em, place, stages, leaders or readers, peers)
+            multiplied = summed_in_tensor_memory(node) is not None
+            paired = multiplied and generator.paired
+            readers = 1 if multiplied else em.threads.warps
+            ring = Ring(em, place, stages, leaders or readers, 2 if paired else peers, paired=paired)
+            self.rings[id(node)] = ring
             if isinstance(node, Pack):
                 self.tiles[id(node)] = TensorTile(generator, node, ring, id(node) in repeated, leaders)
         for number, product in generator.tensor.products.items():
             place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.accumulators[number])], source_etype=I8)
-            generator.tensor.rings[number] = Ring(em, place, product.stages, em.threads.warps)
+            warps = em.threads.warps * (2 if generator.paired else 1)
+            blocks = 2 if generator.paired else 1
+            ring = Ring(em, place, product.stages, warps, blocks, paired=generator.paired)
+            generator.tensor.rings[number] = ring
         for unpack in handed_over(phase, generator.kernel):
             place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.rings[id(unpack)])], source_etype=I8)
             self.handed[unpack.buffer] = Ring(em, place, 1, 1, fillers=em.threads.warps)

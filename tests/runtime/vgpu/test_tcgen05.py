@@ -160,7 +160,7 @@ def test_a_ring_of_commits() -> None:
 
 
 UNKNOWN = {
-    "pairs of blocks": "tcgen05.mma.cta_group::2.kind::f16 [%r10], %rd20, %rd21, %r20, %p4;",
+    "the same .cta_group": "tcgen05.mma.cta_group::2.kind::f16 [%r10], %rd20, %rd21, %r20, %p4;",
     "dense products": "tcgen05.mma.cta_group::1.kind::i8 [%r10], %rd20, %rd21, %r20, %p4;",
     "disable-output-lane": "tcgen05.mma.cta_group::1.kind::f16 [%r10], %rd20, %rd21, %r20, {%r1, %r1, %r1, %r1}, %p4;",
     "not executed": "tcgen05.cp.cta_group::1.128x256b [%r10], %rd20;",
