@@ -18,7 +18,7 @@ from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope
 from tcomp.ir.walk import computes
-from tcomp.machine.gpu import A100, H100, GpuMachine
+from tcomp.machine.gpu import A100, B200, H100, GpuMachine
 from tcomp.oracle import evaluate
 from tcomp.schedule.lower import lower
 from tests.tcomp.test_schedule_gpu import assert_keeps_results
@@ -181,6 +181,17 @@ def test_a_result_that_a_later_kernel_of_the_op_reads_is_collected_in_registers(
     assert op is not None
     first = lower(bound(op, DType.BF16), module, {"M": 128, "N": 256, "K": 128, "H": 16}, H100).kernels[0]
     assert any(t.name.startswith("rD.sum") and t.scope is Scope.REGISTERS for t in first.tiles)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "row"),
+    [("layernorm", "layernorm.backward", "C"), ("rmsnorm", "rmsnorm.backward", "C"),
+     ("crossentropy", "crossentropy_at_once", "P")],
+)  # fmt: skip
+def test_blackwell_has_room_as_hopper(file: str, name: str, row: str) -> None:
+    kernel = kernel_of(file, name, {"M": 2048, row: 768} | ({"V": 700} if row == "P" else {}), B200)
+    assert any(isinstance(s, Pack) and s.source.tensor == "X" and s.by == "cp.async" for s in _statements(kernel))
+    assert all(r.spill_store_bytes == 0 for r in assemble(compile_kernel(kernel, B200).ptx, B200.target).resources)
 
 
 def test_machines_without_room_keep_their_schedules() -> None:

@@ -77,6 +77,28 @@ def test_products(source: str, m: int) -> None:
     agrees(source, {"M": m, "N": 208, "K": 144}, FOUR, order=m % 3)
 
 
+@pytest.mark.parametrize("how", ["turns", "partials"])
+@pytest.mark.parametrize("m", [384, 456])
+def test_parts_of_a_sum(how: str, m: int) -> None:
+    """Of blocks that take several turns; the last part may be shorter."""
+    source = f"""
+op f(X: bf16[M, N], W: bf16[M, K]) -> Y: f32[N, K]:
+  Y[n, k] = sum m: X[m, n] * W[m, k]
+
+schedule f on sm_100a:
+  n -> grid.y(256) / cluster(128) / warpgroup(128) / mma
+  k -> grid.x(128) / mma
+  m -> grid.z(256) / pipe(64, 2) / mma
+  stage X, W in shared at m by tma
+  stage Y in shared at k by tma
+  use tcgen05 for Y
+  combine Y over m by {how}
+  producer warpgroup(40)
+  persistent
+"""
+    agrees(source, {"M": m, "N": 392, "K": 136}, replace(B200, sms=8))
+
+
 LEFT_OUT = {
     "the other block is not told that its tiles were read": (r"mov\.b16 blocks, 3;", "mov.b16 blocks, 1;", "deadlock"),
     "half of the bytes are announced": (r"@first mbarrier\.arrive\.expect_tx(.*), (%r\d+); }",
