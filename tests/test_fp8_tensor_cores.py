@@ -218,6 +218,7 @@ def _products(ptx: str, family: str) -> list[str]:
     if family != "tcgen05":
         return sorted(set(re.findall(rf"{re.escape(family)}\.sync\S+f32\.(e\dm\d\.e\dm\d)", ptx)))
     assert not re.search(r"\bmma\.sync", ptx)
-    blocks = (b for b in ptx.split("{ .reg .b64 da, db;")[1:] if "tcgen05.mma.cta_group::1.kind::f8f6f4 " in b)
-    found = {product_of("f8f6f4", int(b.partition("mov.b32 i, ")[2].partition(";")[0])) for b in blocks}
+    blocks = (b for b in ptx.split("{ .reg .b64 da, db;")[1:] if "tcgen05.mma.cta_group::2.kind::f8f6f4 " in b)
+    codes = {int(b.partition("mov.b32 i, ")[2].partition(";")[0]) for b in blocks}
+    found = {product_of("f8f6f4", code, 2) for code in codes}
     return sorted(f"{p.a}.{p.b}" for p in found)

@@ -14,8 +14,9 @@ from tcomp.autotune.gpu_replay import replay, running_products
 from tcomp.autotune.gpu_sample import sample_block
 from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import functions_of
-from tcomp.autotune.sass_descriptors import described
+from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX, blocks_of, described
 from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.block_pairs import in_pairs
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.launch import LaunchShape
@@ -112,6 +113,20 @@ def test_blocks_of_a_cluster_ask_for_less(tmp_path: Path) -> None:
         assert sample.total(lambda c: sum(c.flops.values())) == 2.0 * 128 * 128 * 384, number
         asked.append(sample.total(lambda c: c.async_bytes))
     assert asked == [6 * (2 * 128 * 128), 6 * (128 + 64) * 128]
+
+
+@nvdisasm
+def test_of_a_pair_of_blocks_each_keeps_and_reads_half(tmp_path: Path) -> None:
+    """Of X its own rows and of W half of the columns' rows come, and each is read once for its 128 x 128 sums."""
+    own = in_pairs(kernel(1024, 512, 384, "grid.y(256) / cluster(128)"), "sm_100a")
+    code = compile_kernel(own, B200)
+    function = functions_of(disassemble(assemble(code.ptx, "sm_100a", tmp_path).cubin))[code.launches[0].symbol]
+    products = [i for i in function.instructions if i.name in TENSOR_MEMORY_MATRIX]
+    assert {(described(function, i)[:2], blocks_of(i)) for i in products} == {((256, 128), 2)}
+    copy = copies_of(own, own.phases[0])
+    assert (copy.asked, copy.landed) == (12 * 1024, 12 * 1024)
+    counts = next(c for _, c in sample_block(function, code.launches[0], 1, {}, copy).warps if c.flops)
+    assert counts.tile_bytes == 6 * (128 + 64) * 128
 
 
 @nvdisasm
