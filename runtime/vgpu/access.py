@@ -264,9 +264,9 @@ class Access:
         if s.space == "shared":
             writer, reader, floor, order = (
                 m.lane_actor[lanes],
-                m.warp_of_lane[lanes],
+                m.order.readers(m.warp_of_lane[lanes], lanes) if what == "read" else m.warp_of_lane[lanes],
                 m.shared_floor,
-                m.shared_order(lanes),
+                m.shared_order(lanes, what == "inval"),
             )
         else:
             writer = reader = m.block_of_lane[lanes]

@@ -86,12 +86,12 @@ class ClusterBarrier(WaveState):
             m.finding("cluster barrier misuse", i, lanes[twice], "arrives again without having waited")
             lanes = lanes[~twice]
         self.arrived[lanes] += 1
-        first = distinct(lanes >> 5) << 5
+        warps, warp = np.unique(lanes >> 5, return_inverse=True)
+        first = warps << 5
         team, place = m.team[first], m.place[first]
-        rows = m.order.rows(team, place, m.now, relaxed)
+        rows = m.order.rows(team, place, m.now, relaxed, (warp, lanes))
         self.arrivals[team, place] = m.now
-        for k in range(2):
-            np.maximum.at(self.collected[k], team, rows[k])
+        m.order.collect(self.collected, team, rows)
         if not relaxed:
             for b in distinct(m.block_of_lane[first]).tolist():
                 m.fences.setdefault(b, []).append(m.now)

@@ -35,11 +35,14 @@ def meet(m: Machine, i: Instr, start: Array, lanes: Array) -> None:
     if not publishes and not order.flags:
         return
     # in lane order, as atomics are applied: a later warp of this very step learns what an earlier one published
-    for warp, word in dict.fromkeys(zip(m.warp_of_lane[lanes].tolist(), start.tolist(), strict=True)):
-        first = np.array([warp * 32])
+    meeting: dict[tuple[int, int], list[int]] = {}
+    for lane, word in zip(lanes.tolist(), start.tolist(), strict=True):
+        meeting.setdefault((lane >> 5, word), []).append(lane)
+    for (warp, word), those in meeting.items():
+        first, by = np.array([warp * 32]), (np.zeros(len(those), np.int64), np.array(those))
         team, place = m.team[first], m.place[first]
         known = order.flags.get(word)
-        mine = order.rows(team, place, m.now, relaxed=not releases) if publishes else None
+        mine = order.rows(team, place, m.now, not releases, by) if publishes else None
         if reads and known is not None:
             order.acquire(team, place, known, relaxed=not acquires)
         if mine is not None:

@@ -28,8 +28,9 @@ class Lifetimes(WaveState):
 
     def start(self) -> None:
         m = self.m
-        self.touched: Array = np.zeros((m.slots, m.order.warps_of_team), np.int64)
-        """when a warp of the cluster last did something in a block's shared memory"""
+        self.each = 32 * m.order.warps_of_team
+        self.touched: Array = np.zeros((m.slots, self.each), np.int64)
+        """when a lane of the cluster last did something in a block's shared memory"""
         self.by: dict[tuple[int, int], tuple[Instr, int]] = {}  # with what, and which lane
 
     def reach(self, i: Instr, slots: Array, lanes: Array) -> None:
@@ -37,9 +38,9 @@ class Lifetimes(WaveState):
         m = self.m
         away = slots != m.slot[lanes]
         where, who = slots[away], lanes[away]
-        self.touched[where, m.place[who]] = m.now
+        self.touched[where, who % self.each] = m.now
         for slot, lane in zip(where.tolist(), who.tolist(), strict=True):
-            self.by[slot, int(m.place[lane])] = i, lane
+            self.by[slot, lane % self.each] = i, lane
 
     def leaving(self, i: Instr, lanes: Array) -> None:
         """These lanes have ended: a block of which they are the last is gone."""
@@ -50,11 +51,14 @@ class Lifetimes(WaveState):
                 continue
             team, rank = divmod(slot, m.ranks)
             own = slice(rank * m.warps, (rank + 1) * m.warps)
-            known = m.order.clock[team, own, : m.order.warps_of_team].max(axis=0)
+            known = m.order.clock[team, own].max(axis=0)
+            for rows in (r for lane, r in m.order.apart.items() if m.slot[lane] == slot):
+                known = np.maximum(known, rows[0])
+            known = known[m.order.column[: self.each]]
             for barrier in (p for p in m.parts if isinstance(p, ClusterBarrier)):  # (also relaxed: no memory is read)
-                known = np.maximum(known, barrier.known[slot])
-            for place in np.flatnonzero(self.touched[slot] > known).tolist():
-                by, lane = self.by[slot, place]
+                known = np.maximum(known, np.repeat(barrier.known[slot], 32))
+            for one in np.flatnonzero(self.touched[slot] > known).tolist():
+                by, lane = self.by[slot, one]
                 m.finding(KIND, by, np.array([lane]), f"block rank {rank} of the cluster may have ended by then: "
                           "nothing that it waits for comes after this (a barrier of the cluster would)")  # fmt: skip
             self.touched[slot] = 0

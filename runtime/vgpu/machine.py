@@ -125,7 +125,11 @@ class Machine:
         wide = any(i.opcode.startswith("wgmma") for i in program.code)
         self.bulk_sums = any(i.opcode.startswith("cp.reduce") and "global" in i.parts for i in program.code)
         """does the copy engine add to global memory?"""
-        self.order = Order(slots // self.ranks, self.ranks, self.warps, -(-self.warps // 4) if wide else 0)
+        lanes_apart = any(i.opcode.startswith("mbarrier") for i in program.code)
+        self.order = Order(
+            slots // self.ranks, self.ranks, self.warps, -(-self.warps // 4) if wide else 0,
+            self.alive if lanes_apart else None,
+        )  # fmt: skip
         self.reader_sets = self.shared.reader_sets = Sets(self.order.columns())
         self.launch_registers = registers  # per thread, None where the kernel leaves it open
         self.shared_floor = 0
@@ -250,22 +254,25 @@ class Machine:
         self.stopped = False
 
     # --- who is ordered before whom
-    def shared_order(self, lanes: Array) -> Any:
+    def shared_order(self, lanes: Array, any_lane: bool = False) -> Any:
+        """`any_lane`: whoever knows of one lane of a warp knows what all its lanes wrote."""
+
         def ordered(who: Array, when: Array, at: Array, reads: bool) -> Array:
             mine = lanes[at]
-            team, w = self.team[mine], self.place[mine]
-            clock = self.order.clock
-            column = (self.order.columns() if reads else self.place)[np.maximum(who, 0)]
-            seen = clock[team, w, column]
+            column = (self.order.columns() if reads else self.order.column)[np.maximum(who, 0)]
+            seen = self.order.seen(mine, column)
+            for k in range(32) if any_lane and not reads else ():
+                seen = np.maximum(seen, self.order.seen(mine, self.order.column[who & ~31 | k]))
             if reads:
-                same_warp = (who == self.warp_of_lane[mine])  # fmt: skip
-                result: Array = (when <= seen) | same_warp
+                own = (who == self.warp_of_lane[mine]) | (who == self.order.lane_reader(mine))
+                result: Array = (when <= seen) | own
                 many = who < 0
                 for code in distinct(who[many]).tolist():
                     of = who == code
                     places, times = self.reader_sets.readers(code)
-                    known = clock[team[of], w[of]][:, places]
-                    result[of] = ((times <= known) | (places == w[of][:, None])).all(axis=1)  # its own are in order
+                    known = np.stack([self.order.seen(mine[of], np.full(len(mine[of]), p)) for p in places.tolist()])
+                    own = (places == self.place[mine[of]][:, None]) | (places == self.order.column[mine[of]][:, None])
+                    result[of] = ((times[:, None] <= known) | own.T).all(axis=0)  # its own are in order
                 return result
             result = when <= seen
             return result

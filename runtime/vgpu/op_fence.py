@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tcomp.runtime.vgpu import proxy
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.flags import synchronises
 from tcomp.runtime.vgpu.lanes import Sel, distinct, ids
+from tcomp.runtime.vgpu.mbarrier import Mbarriers
 from tcomp.runtime.vgpu.ptx import Instr
 
 _WIDE = ("gl", "sys", "gpu", "cluster")
@@ -17,6 +20,18 @@ def note_fence(m: Any, sel: Sel) -> None:
     """These blocks' accesses to global memory so far are released."""
     for b in distinct(m.block_of_lane[sel]).tolist():
         m.fences.setdefault(b, []).append(m.now)
+
+
+@instruction("fence.mbarrier_init")
+def fence_of_mbarriers(d: Decoder, i: Instr) -> Run:
+    """Whoever initialised mbarriers lets the copy engine know; for all else it is taken for any other fence."""
+    made, other = Mbarriers.of(d.m).fence_made, fence(d, i)
+
+    def run(sel: Sel) -> None:
+        made(ids(sel))
+        other(sel)
+
+    return run
 
 
 @instruction("membar", "fence")
@@ -29,8 +44,10 @@ def fence(d: Decoder, i: Instr) -> Run:
     def run(sel: Sel) -> None:
         if wide:
             note_fence(m, sel)
-        first = distinct(ids(sel) >> 5) << 5
-        m.order.fence(m.team[first], m.place[first], m.now)
+        lanes = ids(sel)
+        warps, warp = np.unique(lanes >> 5, return_inverse=True)
+        first = warps << 5
+        m.order.fence(m.team[first], m.place[first], m.now, (warp, lanes))
 
     code = m.program.code
     relaxed = any(c.opcode.startswith(("mbarrier", "barrier.cluster")) and "relaxed" in c.parts for c in code)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, every, ids, one_each, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, changes, every, ids, one_each, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Instr, Pair
 from tcomp.runtime.vgpu.types import scalar
@@ -209,7 +209,8 @@ def warp_barrier(d: Decoder, i: Instr) -> Run:
         raise d.unknown(i)
 
     def act(sel: Sel, lanes: Array, members: Array) -> None:
-        m.order.warp_sync(m.team[lanes], m.place[lanes], m.now)
+        first = lanes[changes(lanes >> 5)]
+        m.order.warp_sync(m.team[first], m.place[first], m.now)
         m.now += 1
 
     return _sync(d, i, d.source(i.operands[0], "u32"), act)

@@ -79,11 +79,12 @@ def finish_read(m: Machine, flight: InFlight) -> None:
     m.shared.watched().end(flight.words, writes=False)
     if not m.options.checks or not len(flight.words):
         return
-    reader = m.warp_of_lane[flight.lanes]
+    order = m.order
+    reader = m.warp_of_lane[flight.lanes] if order.alive is None else order.lane_reader(flight.lanes).astype(np.int32)
     if flight.instr.opcode.startswith("wgmma"):  # one operation of a warpgroup: any warp's wait tells of all of it
-        reader = m.order.group_reader(m.slot[flight.lanes], m.warp[flight.lanes]).astype(np.int32)
+        reader = order.group_reader(m.slot[flight.lanes], m.warp[flight.lanes]).astype(np.int32)
         for r in distinct(reader).tolist():
-            m.order.group_has_read(r, m.now)
+            order.group_has_read(r, m.now)
     for k in _granules(m, flight.words):
         m.shared.shadow().note_read(k, reader, m.now, m.shared_floor)
 

@@ -170,6 +170,8 @@ class TensorMemory(WaveState):
             known = order.clock[at]
             if order.deferred is not None:  # a relaxed wait is enough for these fences
                 known = np.maximum(known, order.deferred[0][at])
+            for lane in lanes[order.is_apart[lanes] & (lanes >> 5 == w)].tolist() if order.apart else ():
+                known = np.maximum(known, order.apart[lane][0])
             self.fenced[at] = known
         self.m.now += 1
 
@@ -214,9 +216,9 @@ class TensorMemory(WaveState):
         """Does the warp of `op` not know, through fences, what was at `when`? `released`: a fence of p's warp, too."""
         m = self.m
         mine = int(m.team[op.lane]), int(m.place[op.lane])
-        column = int(m.place[p.lane])
+        column = int(m.order.column[p.lane] if p.kind == "mma" else m.place[p.lane])
         known = int(self.fenced[mine][column])
-        seen = max(int(m.order.clock[mine][column]), known)
+        seen = max(int(m.order.seen(np.array([op.lane]), np.array([column]))[0]), known)
         if when > seen:
             return "tensor memory race", f"meets {what} by another thread, with no synchronisation between them"
         if not fences:

@@ -19,21 +19,22 @@ KIND = "global memory race"
 
 
 class _Last:
-    """Of each word of a segment: block and place (within its cluster) of the warp that last did so, and when."""
+    """Of each word of a segment: block, place (within its cluster) and the clock's column of the warp or lane that last
+    did so, and when."""
 
     def __init__(self, segment: Segment) -> None:
         n = len(segment.data) // 4 + 1
         self.block, self.place = np.full(n, -1, np.int32), np.zeros(n, np.int16)
-        self.time = np.zeros(n, np.int64)
+        self.column, self.time = np.zeros(n, np.int32), np.zeros(n, np.int64)
 
-    def note(self, words: Array, block: Array | int, place: Array | int, now: int) -> None:
-        self.block[words], self.place[words], self.time[words] = block, place, now
+    def note(self, words: Array, m: Machine, lanes: Array | int, column: Array | int) -> None:
+        self.block[words], self.place[words] = m.block_of_lane[lanes], m.place[lanes]
+        self.column[words], self.time[words] = column, m.now
 
     def unknown(self, m: Machine, words: Array, lanes: Array) -> Array:
         """Where another warp of the lane's block was the last, and the lane's warp does not know of it."""
-        place = self.place[words]
-        same = (self.block[words] == m.block_of_lane[lanes]) & (place != m.place[lanes])
-        found: Array = same & (self.time[words] > m.order.clock[m.team[lanes], m.place[lanes], place])
+        same = (self.block[words] == m.block_of_lane[lanes]) & (self.place[words] != m.place[lanes])
+        found: Array = same & (self.time[words] > m.order.seen(lanes, self.column[words]))
         return found
 
 
@@ -59,7 +60,7 @@ class WithinBlocks(WaveState):
             if some(bad):
                 text = "reads what another warp of the block added to asynchronously, of whose end nothing told it"
                 self.m.finding(KIND, i, lanes[bad], text, s.base + 4 * int(words[bad][0]))
-            read.note(words, self.m.block_of_lane[lanes], self.m.place[lanes], self.m.now)
+            read.note(words, self.m, lanes, self.m.place[lanes])
 
     def begins(self, i: Instr, s: Segment, at: Array, lane: int) -> None:
         """A copy by that lane to these bytes begins."""
@@ -74,4 +75,4 @@ class WithinBlocks(WaveState):
         if id(s) not in self.written:
             self.written[id(s)] = _Last(s)
         m = self.m
-        self.written[id(s)].note(at >> 2, int(m.block_of_lane[lane]), int(m.place[lane]), m.now)
+        self.written[id(s)].note(at >> 2, m, lane, int(m.order.column[lane]))

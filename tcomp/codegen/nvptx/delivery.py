@@ -116,14 +116,17 @@ class Deliveries:
         elif self.delivered or self.panels:
             self.roles.leader(self._await)
 
-    def before(self, s: Statement) -> None:
-        """A tile is about to be written that the copy engine may still be reading."""
+    def before(self, s: Statement, rest: Sequence[Statement]) -> None:
+        """A tile is about to be written that the copy engine may still be reading; so may those that the `rest` of its
+        body writes, which are read when this one is."""
         if not isinstance(s, Compute):
             return
         name = s.target.tensor
         if name in self.delivered - self.free - self.once:
             self.roles.leader(self._await)
             self.em.barrier()
+            if self.taking is None:
+                self.free |= {u.buffer for u in rest if isinstance(u, Unpack) and u.buffer in self.delivered}
         elif name in self.copies.handed and name not in self.writing:
             self.copies.handed[name].wait_empty()
             self.writing.add(name)

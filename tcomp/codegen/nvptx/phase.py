@@ -270,7 +270,7 @@ class PhaseGenerator:
         """Wait for what a statement needs before it can begin: products, copies, other threads. It is the first of the
         `rest` of its body."""
         barrier = at in self.sync.barriers and self.roles.computing
-        self.deliveries.before(s)
+        self.deliveries.before(s, rest)
         at_rest = self._touched(s, barrier)
         self.groups.before(at_rest if at_rest is None else at_rest | self.left.get(at, set()))
         if barrier:

@@ -169,6 +169,13 @@ def test_an_mbarrier_used_before_its_initialisation_is_published_is_a_race() -> 
     assert not kinds(body.format("bar.sync 0;"), 64)
 
 
+@pytest.mark.parametrize("fence", ["fence.mbarrier_init.release.cluster", "fence.proxy.async.shared::cta", ""])
+def test_the_copy_engine_must_know_of_an_initialisation(fence: str) -> None:
+    made = init(1).replace("fence.mbarrier_init.release.cluster", fence or "mov.u32 %r9, 0")
+    found = kinds(made + LOAD.format(tx=64, bytes=64) + wait(0, "0", "W") + "mov.u32 %r10, 0;\n")
+    assert found == (set() if fence else {"missing proxy fence"})
+
+
 def test_deadlock_names_the_line_the_mbarrier_and_what_its_phase_lacks() -> None:
     body = init(1, 3) + "@%p0 mbarrier.arrive.shared::cta.b64 _, [%r2+8];\n" + wait(8, "0", "W") + "mov.u32 %r10, 0;\n"
     report, _ = result(body, 64)
