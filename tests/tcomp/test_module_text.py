@@ -34,7 +34,7 @@ def test_lines_are_llvmlites_own() -> None:
     i, word, x, place = function.args
     b = ir.IRBuilder(function.append_basic_block("entry"))
     pair, mask = ir.VectorType(F32, 2), ir.Constant(ir.VectorType(I32, 2), [1, 0])
-    b.add(i, i, flags=("nsw", "nuw"))
+    b.sub(i, ir.Constant(I64, 1), flags=("nsw", "nuw"))
     b.fma(x, x, x)
     total = b.fadd(x, x, flags=("fast",), name='odd "name"')
     b.fcmp_ordered("<", x, total, flags=("nnan",))
@@ -53,7 +53,9 @@ def test_lines_are_llvmlites_own() -> None:
     nothing = ir.Function(module, ir.FunctionType(ir.VoidType(), []), "h")
     several = ir.Function(module, ir.FunctionType(I32, [I32], var_arg=True), "v")
     b.call(plain, [x, word])
-    b.call(plain, [x, word], tail=True, fastmath=("fast",), attrs=("nounwind",))
+    for beside in ({"tail": True}, {"fastmath": ("fast",)}, {"attrs": ("nounwind",)}, {"cconv": "fastcc"},
+                   {"arg_attrs": {1: ("signext",)}}):  # fmt: skip
+        b.call(plain, [x, word], **beside)
     b.call(nothing, [])
     b.call(several, [word, word])
     b.call(ir.InlineAsm(ir.FunctionType(I32, [I32]), "mov.u32 $0, $1;", "=r,r", side_effect=True), [word])
