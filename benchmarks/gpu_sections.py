@@ -70,7 +70,7 @@ def _ops(job: Job, dtype: DType) -> Iterator[Item]:
     """Every op of gpt2.tc at awkward sizes, first all at one shape, then at another while there is time."""
     from tcomp.cli.check import _ops as all_ops
     from tcomp.dsl.storage import bound
-    from tcomp.runtime.verify import awkward_dims
+    from tcomp.runtime.awkward import awkward_dims
 
     module = common.load_module("gpt2")
     found = [bound(op, dtype) for op in all_ops(module, None)]

@@ -76,7 +76,9 @@ class ScheduleRules(ExpressionRules):
             return (first,)
         low, high = self._whole(first), self._whole(last)
         stride = 1 if step is None else self._whole(step)
-        if stride <= 0 or high < low:
+        if stride <= 0:
+            raise self._error(f"a range of choices cannot go in steps of {stride}", step, "write `step 1` or more")
+        if high < low:
             raise self._error("an empty range of choices", first, "write it upwards: `64..512 step 64`")
         span = self._span(first, step or last)
         return tuple(ast.Num(v, span) for v in range(low, high + 1, stride))

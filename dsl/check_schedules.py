@@ -306,7 +306,8 @@ class _Names:
                     f"'{n.tensor}' is a tensor; a schedule computes with numbers", n.span, hint="use a `tune` parameter"
                 )
             if isinstance(n, ast.Name) and n.id not in known | self.dims and n.id not in self.family.facts:
-                names = [*sorted(known), *self.family.facts]
-                hint = did_you_mean(n.id, names, "name")
-                hint = hint if hint.startswith("did") else f"declare it: `tune {n.id} = 64 from 32, 64`"
+                facts = self.family.facts
+                hint = did_you_mean(n.id, [*sorted(known), *facts], "name")
+                if not hint.startswith("did"):
+                    hint = f"declare it: `tune {n.id} = 64 from 32, 64`; known of the machine: {', '.join(facts)}"
                 raise TcError(f"unknown parameter '{n.id}'", n.span if n.span.line else span, hint=hint)

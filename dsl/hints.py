@@ -9,7 +9,7 @@ from difflib import get_close_matches
 def did_you_mean(name: str, known: Iterable[str], kind: str) -> str:
     """A remedy for an unknown name: the nearest known one, else all of them when they are few."""
     names = list(dict.fromkeys(known))
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    close = [n for n in names if n.startswith(f"{name}.")][:1] or get_close_matches(name, names, n=1, cutoff=0.6)
     if not close:
         close = [n for n in names if n.lower() == name.lower()][:1]
     if close:

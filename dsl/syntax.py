@@ -182,7 +182,10 @@ def _statement(s: _Slip) -> _Explanation:
     if s.kind == "AS" and call:
         return "a call has no view", f"view its result: {name} as [...] = {value}{call}"
     if s.kind == "_NEWLINE" and not call and set(s.expected) == {"LPAR"}:
-        return f"'{value}' is not called", f"write {value} where '{name}' is read; a statement calls an op: y = op(x)"
+        return (
+            f"'{value}' is not called",
+            f"write {value} where '{name}' is read, or copy it by an op: {name} = op({value})",
+        )
     return None
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +22,7 @@ from tcomp.cli.options import StepOptions, TargetOptions
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
-    from tcomp.dsl.ast import Module
+    from tcomp.dsl.ast import Module, Op
     from tcomp.model.graph import Graph, Node
     from tcomp.model.step import Step
 
@@ -93,6 +93,8 @@ def build(step: StepOptions, where: TargetOptions, own: BuildOptions) -> None:
     files |= _stages(module, built, graph, parts)
     lap("write out")
     rows = _facts(built, len(ops), times)
+    if default := _unscheduled(module, ops, built):
+        rows["unscheduled"] = f"{', '.join(default)} (the default; `tcomp show FILE OP --schedule` prints it)"
     findings = passed.count + (gpu_build.count if gpu_build else 0)
     if gpu_build:
         rows["findings"] = str(findings) if findings else "none: no spills, local memory, calls or schedules not taken"
@@ -145,6 +147,16 @@ def _facts(built: common.Built, ops: int, times: Mapping[str, float]) -> dict[st
         f"{step.arena_bytes / max(1, step.lower_bound_bytes):.4f} of the lower bound",
         "time": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items()),
     }
+
+
+def _unscheduled(module: Module, instances: Iterable[tuple[Op, Mapping[str, int]]], built: common.Built) -> list[str]:
+    """The ops for which no schedule is written that they could take here. On a GPU a product is slow so."""
+    from tcomp.schedule.choose import choice_of
+    from tcomp.schedule.family import family_for
+
+    targets = family_for(built.machine, built.threads).targets
+    found = (op.name for op, dims in instances if choice_of(op, module, dims, targets).schedule is None)
+    return list(dict.fromkeys(found))
 
 
 def _colour() -> bool:

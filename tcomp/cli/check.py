@@ -140,7 +140,8 @@ def _check_op(op: Op, module: Module, given: dict[str, int], own: CheckOptions, 
     import numpy as np
 
     from tcomp.dsl.errors import TcError
-    from tcomp.runtime.verify import awkward_dims, fineness, rounding, verify_op
+    from tcomp.runtime.awkward import awkward_dims
+    from tcomp.runtime.verify import fineness, rounding, verify_op
 
     random = np.random.default_rng([own.seed, len(op.name), *op.name.encode()])
     worst, at = 0.0, ""
@@ -174,17 +175,26 @@ def _check_own_backward(backward: Op, module: Module, seed: int) -> bool:
     return _judged(f"{backward.backward_of}, own = derived", worst, 1e-9, name)
 
 
+SMALL = {"L": 2, "H": 2, "C": 16, "V": 37, "S": 16}
+"""values of a configuration at which a step is checked, where the model's `require` lines hold with them"""
+
+
 def _small_step(module: Module, own: CheckOptions, given: Mapping[str, Number]) -> StepRequest:
     """The training step of the file's model at small sizes and configuration values, but for those that are given."""
+    from tcomp.model.dimensions import failing
+
     model = common.only_model(module, own.file)
     configured = list(dict.fromkeys(name for c in model.configs for name, _ in c.values))
     for name in given:
         if name not in (known := [*model.dims, *configured]):
             raise UserError(f"model {model.name!r} has no dimension {name!r}", f"it has {', '.join(known)}")
-    small = {"L": 2, "H": 2, "C": 16, "V": 37, "S": 16}
     sizes, values = common.own_sizes(model, given)
     sizes = {name: {"B": 2, "T": 11}.get(name, 3) for name in model.dims} | sizes
-    dims = {name: n for name, n in small.items() if name in configured} | values
+    small = {name: n for name, n in SMALL.items() if name in configured and name not in values}
+    dims = small | values
+    while wrong := failing(model, common.default_config(module, own.file), sizes, dims) & small.keys():
+        dims = {name: n for name, n in dims.items() if name not in wrong}  # as the configuration has them
+        small = {name: n for name, n in small.items() if name not in wrong}
     return StepRequest(own.file, "", sizes, dims, own.precision, recompute="cheap", deterministic=own.deterministic)
 
 

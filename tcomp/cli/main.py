@@ -8,19 +8,23 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tcomp import __version__
 from tcomp.cli.voice import one_speaks
+from tcomp.dsl.ast import Span
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
@@ -99,7 +103,7 @@ def run() -> None:
     except TcError as e:
         fail(e.render())
     except UserError as e:
-        fail(f"error: {e}")
+        fail(_placed(e))
     except OSError as e:
         reason = e.strerror or str(e) or type(e).__name__
         fail(f"error: {reason if e.filename is None else f'{e.filename}: {reason}'}\n  help: {_advice(e)}")
@@ -114,6 +118,18 @@ def run() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _placed(e: UserError) -> str:
+    """The message; one that begins with a place in a file (`own.tc:6:1: ...`) as the language's own, with that line."""
+    found = re.fullmatch(r"([^\n:]+):(\d+):(\d+): (.+)", e.message, re.DOTALL)
+    if found is None:
+        return f"error: {e}"
+    file, line, column, message = found[1], int(found[2]), int(found[3]), found[4]
+    text = ""
+    with suppress(OSError, UnicodeDecodeError):
+        text = Path(file).read_text(encoding="utf-8")
+    return TcError(message, Span(file, line, column, line + 1, 1), e.hint, text=text).render()
 
 
 def _as_message(

@@ -126,27 +126,31 @@ def types_of(family: str, target: str, instructions: Iterable[Declared]) -> str:
 
 def operand_axes(c: Compute) -> tuple[Axis, Axis, Axis]:
     """The axes of rows, columns and k."""
+    name = c.target.tensor.partition(".sum")[0]
     reduced = [a for a in c.axes if a.name in c.reduced]
     parallel = [a for a in c.axes if a.name not in c.reduced]
     if not reduced:
         raise MatchError(
-            f"'{c.target.tensor.partition('.sum')[0]}' sums over nothing within a tile; the instruction over one index",
+            f"'{name}' sums over nothing within a tile; the instruction over one index",
             "name the equation of a product, and end the loop that it sums over in mma, on a tile",
         )
     if len(reduced) != 1:
         listing = ", ".join(a.name for a in reduced)
         raise MatchError(
-            f"'{c.target.tensor}' sums over {listing}; the instruction sums over one index",
+            f"'{name}' sums over {listing}; the instruction sums over one index",
             "map the other reduced indices to seq(1), or reduce them in another equation",
         )
     rows = [a for a in parallel if a.spread is not None and a.spread.lane == "y"]
     columns = [a for a in parallel if a.spread is not None and a.spread.lane == "x"]
     if len(parallel) != 2 or len(rows) != 1 or len(columns) != 1:
         listing = ", ".join(a.name for a in parallel) or "none"
-        others = [a.name for a in parallel if a.spread is None or not a.spread.lane] or ["b"]
+        others = [a.name for a in parallel if a.spread is None or not a.spread.lane]
+        hint = f"end both loops in mma, and give all others tiles of 1: {', '.join(others) or 'b'} -> grid(1)"
+        if len(parallel) == 2 and others:
+            hint = f"end the line of '{others[0]}' in mma: {others[0]} -> grid(64) / warp(32) / mma"
         raise MatchError(
-            f"'{c.target.tensor}' must have two indices mapped to mma on a tile, rows and columns (it has: {listing})",
-            f"end both loops in mma, and give all others tiles of 1: {', '.join(others)} -> grid(1)",
+            f"'{name}' must have two indices mapped to mma on a tile, rows and columns (it has: {listing})",
+            hint,
         )
     return rows[0], columns[0], reduced[0]
 
@@ -160,7 +164,7 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
     if pair is None or c.reducer != "sum":
         raise MatchError(
             f"'{result}' is not a sum of products of two tensors",
-            "give other factors an equation of their own",
+            "give other factors an equation of their own, not inlined",
         )
     if c.guard is not None:
         raise MatchError(

@@ -33,7 +33,8 @@ def match_vector(
     pair = factors(c.value)
     if pair is None or c.reducer != "sum":
         raise MatchError(
-            f"'{result}' is not a sum of products of two tensors", "give other factors an equation of their own"
+            f"'{result}' is not a sum of products of two tensors",
+            "give other factors an equation of their own, not inlined",
         )
     if c.guard is not None:
         raise MatchError(

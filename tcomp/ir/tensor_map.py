@@ -14,6 +14,8 @@ from tcomp.ir.tile import Axis, Buffer, Pack, RowMajor, Shifted, Swizzled, Unpac
 
 SWIZZLES = {0: "NONE", 32: "32B", 64: "64B", 128: "128B"}
 """Bytes of a swizzled row, and the driver's name for the mode."""
+MAX_BOX = 256
+"""the most elements of a box along a dimension"""
 PROMOTIONS = {0: "NONE", 64: "L2_64B", 128: "L2_128B", 256: "L2_256B"}
 ALIGNED = 16
 """Bytes of which the place in memory where a box begins must be a multiple: Hopper takes any other coordinate along the
@@ -56,8 +58,8 @@ class TensorMap:
             if stride % 16 or not 0 < stride < 1 << 40:
                 return f"the stride of dimension {d} is {stride} bytes; it must be a multiple of 16 below 2**40"
         for d, extent in enumerate(self.box):
-            if not 1 <= extent <= 256:
-                return f"the box has {extent} elements along dimension {d}, 1 to 256 are possible"
+            if not 1 <= extent <= MAX_BOX:
+                return f"the box has {extent} elements along dimension {d}, 1 to {MAX_BOX} are possible"
         for d, step in enumerate(self.steps):
             if not 1 <= step <= 8:
                 return f"the step along dimension {d} is {step}, 1 to 8 are possible"

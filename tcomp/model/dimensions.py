@@ -61,6 +61,18 @@ def model_dims(
     return dims
 
 
+def failing(model: Model, config: str, sizes: Mapping[str, int], overrides: Mapping[str, Number]) -> set[str]:
+    """The numbers on which the first requirement that fails depends, `let`s followed; none where all hold."""
+    try:
+        model_dims(model, config, sizes, overrides)
+    except TcError as e:
+        used = {n for r in model.requires if r.span == e.span for n in names_in(r)}
+        for name, value in reversed(model.lets):
+            used |= names_in(value) if name in used else set()
+        return used
+    return set()
+
+
 def of_no_size(model: Model, dims: Mapping[str, Number]) -> dict[str, Number]:
     """Those of a model's numbers that follow from none of its sizes: a run and what is done with its weights have them
     alike, whatever their batches are."""

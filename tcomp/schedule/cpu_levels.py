@@ -56,6 +56,9 @@ class CpuLevels:
             elif level.kind == "unroll":
                 unroll = block or 1
             else:
+                if block is not None:
+                    hint = "write vec: the machine says how many lanes a vector has; unroll(2) / vec takes two vectors"
+                    raise TcError("vec takes no number on cpu", level.span, hint)
                 vec = True
         return LoopMap(name, tuple(tiles), unroll, vec, span=span)
 
@@ -76,6 +79,6 @@ def add_tile(tiles: list[TileLevel], tile: TileLevel) -> None:
         raise TcError(
             f"tile {tile.block} of loop '{tile.index}' is larger than the tile {outer} around it",
             tile.span,
-            "inner tiles must not grow",
+            f"tiles must not grow inward: write {tile.kind}({outer}), or a larger tile around it",
         )
     tiles.append(tile)

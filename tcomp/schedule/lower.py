@@ -20,7 +20,7 @@ from tcomp.schedule.empty import without_empty_sums
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.instance import Instance
 from tcomp.schedule.lower_kernel import KernelLowering
-from tcomp.schedule.normal import normalise, part_of
+from tcomp.schedule.normal import normalise
 from tcomp.schedule.resolve import Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.symbols import Symbols
@@ -118,7 +118,6 @@ def _kernels(instance: Instance, parts: Sequence[Part]) -> LoweredOp:
         started = frozenset(n for k in kernels for n in k.writes)
         lowering = KernelLowering(instance, part, workspaces, started)
         kernels.append(lowering.kernel(_name(instance.op, part, len(parts) == 1)))
-    _check_complete(instance, parts)
     _check_workspaces(instance, kernels, workspaces)
     return LoweredOp(tuple(kernels), tuple(workspaces.values()))
 
@@ -127,20 +126,6 @@ def _name(op: Op, part: Part, alone: bool) -> str:
     """A kernel is named for its op, and for what it computes where others compute the rest."""
     asked = [o for o in part.plan.outputs if o.partition(".")[0] in part.names]
     return op.name if alone else f"{op.name}.{'+'.join(asked if part.plan.outputs else sorted(part.names))}"
-
-
-def _check_complete(instance: Instance, parts: Sequence[Part]) -> None:
-    """TcError where no kernel computes an output, or a part of one."""
-    equations, outputs = instance.equations, instance.outputs
-    defined = {t.name for eq in equations for t in eq.targets}
-    done = {i for part in parts for i in part.positions}
-    missing = sorted((outputs & defined).difference(*(part.names for part in parts))) or [
-        part_of(t) for i, eq in enumerate(equations) if i not in done for t in eq.targets if t.name in outputs
-    ]
-    if missing:
-        raise TcError(
-            f"no kernel of this schedule computes '{missing[0]}'", instance.schedule.span, f"add: kernel {missing[0]}:"
-        )
 
 
 def _check_workspaces(instance: Instance, kernels: Sequence[Kernel], workspaces: Mapping[str, Buffer]) -> None:

@@ -54,10 +54,14 @@ def partial_results(
         message = f"'{eq.target.name}' is scattered over {c.over}: blocks leave no parts of a sum to be joined"
         raise TcError(message, c.span, f"map '{c.over}' to seq{way}")
     if c.by != "partials" or not core or core[0].block is None or not isinstance(value, Reduction):
+        within = next((t for t in plan.loops[c.over].tiles if t.block is not None and not t.parallel), None)
+        levels = f"{family.level}(65536)"
+        if within is not None and within.block is not None:
+            levels = f"{family.level}({4 * within.block}) / {within.kind}({within.block}) / ..."
         raise TcError(
             f"combine over {c.over} by {c.by} needs partial sums of equal blocks",
             c.span,
-            f"write: {c.over} -> {family.level}(65536), and: combine {', '.join(c.names)} over {c.over} by partials",
+            f"write: {c.over} -> {levels}, and: combine {', '.join(c.names)} over {c.over} by partials",
         )
     if value.reducer not in ("sum", "max", "min"):
         message = f"partial results of '{value.reducer}' cannot be combined yet"

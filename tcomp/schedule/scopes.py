@@ -57,8 +57,9 @@ def assign_scopes(
         count = _elements(first, tile.shape) if first is not None else 0
         fits = count <= MAX_ELEMENTS or name in collected
         if private and not fits and written:
+            result = name.partition(".sum")[0]
             raise TcError(
-                f"each thread would hold {count} values of '{name}'; {MAX_ELEMENTS} fit its registers",
+                f"each thread would hold {count} values of '{result}'; {MAX_ELEMENTS} fit its registers",
                 spans[name],
                 "divide its loops among more warps and lanes, or take smaller tiles",
             )

@@ -17,7 +17,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.schedule.instance import Instance
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import disjoint
-from tcomp.schedule.normal import expressions, inline_tensors, needed
+from tcomp.schedule.normal import expressions, inline_tensors, needed, part_of
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,23 @@ def split(plans: Sequence[KernelPlan], instance: Instance) -> list[Part]:
         kept = tuple(eq for i in positions if (eq := inlined[i]) is not None)
         parts.append(Part(plan, names, positions, kept))
         made |= names
+    _check_complete(instance, parts)
     _check_order(parts, equations, operands | made)
     return parts
+
+
+def _check_complete(instance: Instance, parts: Sequence[Part]) -> None:
+    """TcError where no kernel computes an output, or a part of one."""
+    equations, outputs = instance.equations, instance.outputs
+    defined = {t.name for eq in equations for t in eq.targets}
+    done = {i for part in parts for i in part.positions}
+    missing = sorted((outputs & defined).difference(*(part.names for part in parts))) or [
+        part_of(t) for i, eq in enumerate(equations) if i not in done for t in eq.targets if t.name in outputs
+    ]
+    if missing:
+        raise TcError(
+            f"no kernel of this schedule computes '{missing[0]}'", instance.schedule.span, f"add: kernel {missing[0]}:"
+        )
 
 
 def _check_order(parts: list[Part], equations: tuple[Equation, ...], shared: frozenset[str]) -> None:

@@ -52,8 +52,9 @@ def _checked(tile: Buffer, columns: int, at: Span) -> Buffer:
     found = replace(tile, columns=columns)
     if elements_of(found) <= MAX_ELEMENTS:
         return found
+    name = tile.name.partition(".sum")[0]
     raise TcError(
-        f"each thread would hold {elements_of(found)} values of '{tile.name}'; {MAX_ELEMENTS} fit its registers",
+        f"each thread would hold {elements_of(found)} values of '{name}'; {MAX_ELEMENTS} fit its registers",
         at,
         "divide its loops among more warps and lanes, or take smaller tiles"
         + (" (a sum that is only read element by element comes from tensor memory by columns)" if not columns else ""),

@@ -9,7 +9,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.expressions import accesses_in
 from tcomp.instructions import IN_TENSOR_MEMORY
 from tcomp.ir.layout import RowMajor, Shifted, Swizzled
-from tcomp.ir.tensor_map import tile_map
+from tcomp.ir.tensor_map import MAX_BOX, tile_map
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement, Unpack
 from tcomp.ir.walk import computes, statements_in
 from tcomp.machine.gpu import GpuMachine
@@ -61,11 +61,12 @@ def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Ac
     try:
         tile_map(pack, kernel.buffer(pack.buffer), kernel.buffer(name))
     except ValueError as e:
+        wide = [a.name for a in pack.axes[:-1] if a.block > MAX_BOX]
+        hint = "choose tiles (and for strides: dimensions) that tensor maps can describe"
+        if wide:
+            hint = f"take tiles of at most {MAX_BOX} of '{wide[0]}'"
         raise TcError(
-            f"{name} cannot be staged by tma: {e}",
-            pack.span,
-            "choose tiles (and for strides: dimensions) that tensor maps can describe"
-            + ("" if only else ", or stage it by cp.async"),
+            f"{name} cannot be staged by tma: {e}", pack.span, hint + ("" if only else ", or stage it by cp.async")
         ) from None
 
 

@@ -51,3 +51,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_built(
         result = tcomp("build", "gpt2", "--out", folder)
         refused(result, f"{folder}: cannot write the build folder: ", "another by --out")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_ops_that_no_schedule_is_written_for_are_named(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "own.tc").write_text(
+        "import ops.crossentropy\n\nop twice(X: real[N], w: real[N]) -> Y: real[N]:\n  Y[n] = 2.0 * X[n] * w[n]\n\n"
+        "schedule twice on cpu:\n  n -> core / vec\n\n"
+        "model own(N):\n  config one: C = 1\n  param w: real[N] = ones\n  input x: real[N]\n"
+        "  forward:\n    y = twice(x, w)\n    loss = mean(y)\n  loss loss\n"
+    )
+    result = tcomp("build", "own.tc", "--dim", "N=8", "--threads", "1")
+    assert "unscheduled mean.backward, twice.backward (the default" in result.out, result

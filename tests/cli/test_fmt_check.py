@@ -106,6 +106,14 @@ def test_check_of_a_model_with_sizes_and_types_of_its_own(tcomp: Tcomp, tmp_path
     refused(tcomp("plan", "gpt2", "--dim", "B=4"), "'B' is a size", "give it by -B 4")
 
 
+def test_the_step_has_the_configurations_values_where_small_ones_break_its_rules(tcomp: Tcomp, tmp_path: Path) -> None:
+    rules = "  let H = C // D\n  require H == 2\n  param w"
+    (tmp_path / "scales.tc").write_text(SCALES.replace("M = 5", "M = 5, C = 32, D = 16").replace("  param w", rules))
+    found = tcomp("check", "scales.tc", "--threads", "1", "--trials", "1")
+    assert found.code == 0 and "step of scales               ok" in found.out, found.error
+    refused(tcomp("check", "scales.tc", "--dim", "C=16", "--trials", "1"), "requires H == 2")
+
+
 def test_check_of_a_model_that_trains_nothing(tcomp: Tcomp, tmp_path: Path) -> None:
     (tmp_path / "still.tc").write_text(SCALES.replace("ones in all", "ones frozen").partition("  optimizer")[0])
     assert "step of scales               ok" in tcomp("check", "still.tc", "--trials", "1", "--threads", "1").out

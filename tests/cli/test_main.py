@@ -178,3 +178,12 @@ def test_streams_that_the_caller_has_closed_are_no_traceback() -> None:
     assert found.returncode == 2 and "Traceback" not in found.stderr and "--nothing" in found.stderr
     found = subprocess.run(["sh", "-c", "exec " + told.replace(" --nothing", "") + " 2>&-"], check=False)
     assert found.returncode == 0
+
+
+def test_what_a_code_generator_refuses_is_shown_at_its_line(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "own.tc").write_text(
+        "op f(X: f32[M, K]) -> y: f32[M]:\n  y[m] = sum k: X[m, k]\n\n"
+        "schedule f on gpu:\n  m -> grid(64)\n  k -> pipe(64, 30) / lane\n  stage X in shared at k by cp.async\n"
+    )
+    found = tcomp("show", "own.tc", "f", "--ptx", "--dim", "M=64", "--dim", "K=4096")
+    refused(found, "own.tc:4:1: error: kernel 'f' needs ", "4 | schedule f on gpu: | ^^^", "help: take smaller tiles")

@@ -20,11 +20,11 @@ from tcomp.model.build import build_step
 from tcomp.model.request import StepRequest
 from tcomp.model.single import single_op_step
 from tcomp.numeric import round_to
+from tcomp.runtime.awkward import awkward_dims
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.verify import (
-    awkward_dims,
     distance,
     fineness,
     oracle_case,
@@ -202,3 +202,22 @@ def test_a_monoid_of_f64_is_summed_in_f64(schedule: str, tmp_path: Path) -> None
     executor.run("run")
     assert (executor.read("top") == -1e300).all() and (executor.read("Z") == 1.0).all()
     executor.close()
+
+
+def test_sizes_that_a_requirement_says_in_full_are_as_it_says() -> None:
+    """Drawn at random they would hardly ever be: an op would go unchecked."""
+    module = load_text(
+        "op f(X: f32[N, D], y: f32[E, H, G]) -> Z: f32[N, D]:\n"
+        "  require N == H + 2 * G and 2 * E == D\n  Z[n, d] = X[n, d]\n"
+    )
+    for seed in range(9):
+        dims = awkward_dims(module.ops["f"], module, np.random.default_rng(seed))
+        assert dims is not None and dims["N"] == dims["H"] + 2 * dims["G"] and dims["D"] == 2 * dims["E"]
+    given = awkward_dims(module.ops["f"], module, np.random.default_rng(0), given={"D": 14})
+    assert given is not None and given["E"] == 7
+
+
+def test_inputs_whose_result_f32_does_not_hold_give_way_to_positive_ones() -> None:
+    module = load_text("op f(x: f32[N]) -> y: f32[N]:\n  y[n] = (2.0 * x[n]) ** 400\n")
+    inputs, _ = oracle_case(module.ops["f"], module, {"N": 67}, 0)
+    assert inputs["x"].min() > 0
