@@ -13,7 +13,7 @@ def block_condition(leaf: Leaf, starts: Mapping[str, Expr], summing: bool) -> Ex
     """Where a sum beside others is computed: in the first blocks along what it lacks, or (while `summing`) in the
     block to which the turn is dealt. `starts` are the values at which the tiles of the indices begin."""
     wanted: list[Expr] = []
-    for index in sorted(leaf.beside):
+    for index in sorted(leaf.beside) if not leaf.again else ():
         dealt = leaf.dealt
         if dealt is None or dealt.blocks.index != index:
             wanted.append(Binary("==", starts[index], Num(0)))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Combine, Equation, Expr, Name, Reduction, substitute, walk
 from tcomp.schedule.adding import AddedSum
+from tcomp.schedule.again import again_in_blocks
 from tcomp.schedule.beside import Beside, BesideSums, beside_others, moved
 from tcomp.schedule.combine_lines import check_combine
 from tcomp.schedule.instance import Instance
@@ -72,7 +73,7 @@ class _Combining:
 
     def run(self, equations: Sequence[Equation]) -> Combined:
         plan = self.plan
-        plain = [self._leaf(eq, i) for i, eq in enumerate(equations)]
+        plain = again_in_blocks(plan, [self._leaf(eq, i) for i, eq in enumerate(equations)], self.instance.temporaries)
         beside = beside_others(plan, plain, self.instance.temporaries) if self.instance.family.level == "grid" else {}
         check_combine(plan, plain, beside)
         for leaf in moved(plain, beside):

@@ -115,7 +115,7 @@ def check_nesting(roots: list[Node]) -> None:
 def _between(leaf: Leaf, outer: TileLevel, inner: TileLevel) -> TcError:
     name = leaf.known_as[0] if leaf.known_as else leaf.written[0]
     hint = f"compute '{name}' in a kernel of its own (kernel {name}:)"
-    if leaf.readers and not leaf.reduced:
+    if leaf.readers and (not leaf.reduced or outer.kind == "grid"):
         hint += f", or again where it is read (inline {name})"
     return TcError(
         f"loop '{inner.index}' is divided among {_among(inner)}, but '{name}', which has no loop "

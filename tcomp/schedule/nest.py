@@ -61,6 +61,8 @@ class Leaf:
     """points of the equation at which it counts, beside a reduction's own guard"""
     beside: frozenset[str] = frozenset()
     """indices that it does not have, in whose blocks it is computed nevertheless (`beside.py`)"""
+    again: bool = False
+    """computed in all of these blocks, each of which reads it"""
     dealt: Dealt | None = None
     """how those blocks share out its sum; without it the first of them has it all"""
 
@@ -156,7 +158,7 @@ def _same_turn(index: str, a: Access, b: Access) -> bool:
 def conflict(index: str, first: Leaf, second: Leaf) -> tuple[Access, Access] | None:
     """Why `first` and `second` (in this order) cannot share a loop over `index`: the two accesses that would
     meet in different turns, or None when sharing is legal."""
-    if index in first.beside & second.beside:
+    if index in first.beside and (index in second.beside or first.again):
         return None  # each block has results of its own
     for w in first.writes():
         if index in first.reduced:

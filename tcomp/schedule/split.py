@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tcomp.dsl.ast import Access, Equation, accesses_in
 from tcomp.dsl.errors import TcError
+from tcomp.schedule.again import summed_again
 from tcomp.schedule.instance import Instance
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import disjoint
@@ -43,7 +44,9 @@ def split(plans: Sequence[KernelPlan], instance: Instance) -> list[Part]:
         names = frozenset(o.partition(".")[0] for o in wanted)
         if not names:
             continue
-        inlined = inline_tensors(equations, plan.inline & defined, instance.temporaries, instance.symbols)
+        named = plan.inline & defined
+        named -= summed_again(equations, named, instance)
+        inlined = inline_tensors(equations, named, instance.temporaries, instance.symbols)
         positions = needed(inlined, wanted, (operands | made) - names)
         kept = tuple(eq for i in positions if (eq := inlined[i]) is not None)
         parts.append(Part(plan, names, positions, kept))
