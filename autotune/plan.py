@@ -53,10 +53,10 @@ def summary_lines(summary: Summary, basis: str) -> Sequence[str]:
         counts = ", ".join(f"{n} {k}" for k, n in sorted(summary.kinds.items()) if n)
         lines.append(f"trials: {counts}")
     if summary.before and not summary.step_seconds:
-        saved = 1 - summary.after / summary.before
+        unit, scale = ("ms", 1e3) if summary.before >= 1e-3 else ("us", 1e6)
+        before, after = f"{summary.before * scale:.2f} {unit}", f"{summary.after * scale:.2f} {unit}"
         lines.append(
-            f"tuned ops of a step, {basis}: {summary.before * 1e3:.2f} ms -> {summary.after * 1e3:.2f} ms, "
-            f"{saved:.1%} less"
+            f"tuned ops of a step, {basis}: {before} -> {after}, {1 - summary.after / summary.before:.1%} less"
         )
     if summary.step is not None:
         r, own = summary.step, summary.step_seconds * 1e3

@@ -111,7 +111,8 @@ def _encode(files: list[Path], named: frozenset[Path]) -> Iterator[Tokens]:
             continue
         except ValueError as e:
             if path in named:
-                raise UserError(f"{path}: not UTF-8 text: {e}", "token files must be named .bin") from e
+                hint = "write it in UTF-8, as by `iconv -f LATIN1 -t UTF-8`; token files must be named .bin"
+                raise UserError(f"{path}: not UTF-8 text: {e}", hint) from e
             continue
         if data:
             used += len(data)

@@ -11,7 +11,7 @@ from tcomp.autotune.contest import Ratio, beats_by_prediction
 from tcomp.autotune.instances import Instance, facts_of, schedule_of
 from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
 from tcomp.autotune.lockfile import Entry, read_lock
-from tcomp.autotune.plan import Plan
+from tcomp.autotune.plan import Plan, Summary, summary_lines
 from tcomp.autotune.space import Values, spaces_of
 from tcomp.dsl.ast import Schedule
 from tcomp.machine.cpu import detect
@@ -120,3 +120,8 @@ def test_the_first_look_at_the_ops_ends_with_the_budget(tmp_path: Path) -> None:
     summary = search.run()
     assert 0 < len(looked) <= 3 < len(followed)
     assert sum(text.endswith(": the budget is spent") for text in summary.skipped) >= len(followed) - len(looked)
+
+
+def test_a_summary_of_what_takes_microseconds_shows_them() -> None:
+    (line,) = summary_lines(Summary(before=9.01e-6, after=7.34e-6), "predicted")
+    assert line == "tuned ops of a step, predicted: 9.01 us -> 7.34 us, 18.5% less"
