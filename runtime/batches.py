@@ -1,16 +1,18 @@
-"""Batches of token windows, drawn in an order that only the seed decides.
+"""Batches of examples, token windows above all, drawn in an order that only the seed decides.
 
-A window is T + 1 tokens: T inputs and, one later, T targets. Each epoch visits every window of the training
-part once, in the order of a permutation that is computed element by element (a Feistel network over the
-window numbers), so the whole state is (epoch, position), whatever the size of the data. From the second epoch
-on, window boundaries are shifted by a random offset.
+Each epoch visits every example of the training part once, in the order of a permutation that is computed element by
+element (a Feistel network over the examples' numbers), so the whole state is (epoch, position), whatever the size of
+the data. A window is T + 1 tokens: T inputs and, one later, T targets. From the second epoch on, window boundaries are
+shifted by a random offset.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tcomp.errors import UserError
@@ -64,19 +66,23 @@ def split(tokens: Tokens, length: int, fraction: float = 0.05) -> tuple[Segment,
     return Segment(tokens, 0, cut), Segment(tokens, cut, len(tokens))
 
 
-class Batches:
-    """An endless, resumable stream of batches from `segments`. `state` is (epoch, position)."""
+class Stream(ABC):
+    """An endless, resumable stream of examples, `count` an epoch. `state` is (epoch, position)."""
 
-    def __init__(self, segments: list[Segment], length: int, seed: int) -> None:
-        self.segments, self.length, self.seed = segments, length, seed
+    count: int
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.epoch, self.position = 0, 0
         self._lay_out()
-        if self.count == 0:
-            raise UserError(
-                f"the data has {sum(s.stop - s.start for s in segments)} tokens, too few for one window of "
-                f"T + 1 = {length + 1}",
-                "give more data, or a smaller -T",
-            )
+
+    @abstractmethod
+    def _lay_out(self) -> None:
+        """Count the examples of this epoch."""
+
+    @abstractmethod
+    def _put(self, number: int, inputs: Mapping[str, NDArray[Any]], row: int) -> None:
+        """Make an example a row of all inputs."""
 
     @property
     def state(self) -> tuple[int, int]:
@@ -87,30 +93,42 @@ class Batches:
         self.epoch, self.position = value
         self._lay_out()
 
-    @property
-    def tokens(self) -> int:
-        return sum(s.stop - s.start for s in self.segments)
-
-    def fill(self, tokens: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
-        """Write the next batch into int32 arrays of shape [B, T]."""
-        for row in range(tokens.shape[0]):
-            self._begin_window()
-            window = self._window(permuted(self.position, self.count, mix(self.seed, self.epoch)))
-            tokens[row] = window[:-1]
-            targets[row] = window[1:]
+    def fill(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Make the next examples the rows of the input arrays, which all have as many."""
+        for row in range(len(next(iter(inputs.values())))):
+            self._begin()
+            self._put(permuted(self.position, self.count, mix(self.seed, self.epoch)), inputs, row)
             self.position += 1
 
     def skip(self, rows: int) -> None:
-        """Go past so many windows, which others read."""
+        """Go past so many examples, which others read."""
         for _ in range(rows):
-            self._begin_window()
+            self._begin()
             self.position += 1
 
-    def _begin_window(self) -> None:
+    def _begin(self) -> None:
         """Where an epoch is at its end, begin the next one."""
         if self.position >= self.count:
             self.epoch, self.position = self.epoch + 1, 0
             self._lay_out()
+
+
+class Batches(Stream):
+    """Windows of `segments`, for inputs `tokens` and `targets`, int32 [B, T]."""
+
+    def __init__(self, segments: list[Segment], length: int, seed: int) -> None:
+        self.segments, self.length = segments, length
+        super().__init__(seed)
+        if self.count == 0:
+            raise UserError(
+                f"the data has {sum(s.stop - s.start for s in segments)} tokens, too few for one window of "
+                f"T + 1 = {length + 1}",
+                "give more data, or a smaller -T",
+            )
+
+    def _put(self, number: int, inputs: Mapping[str, NDArray[Any]], row: int) -> None:
+        window = self._window(number)
+        inputs["tokens"][row], inputs["targets"][row] = window[:-1], window[1:]
 
     def _lay_out(self) -> None:
         self._offset = mix(self.seed, self.epoch, 1) % self.length if self.epoch else 0

@@ -1,4 +1,7 @@
-"""What a run trains on: `--data` paths (or nothing) to a training and a validation stream of batches."""
+"""What a run trains on: `--data` paths (or nothing) to a training and a validation stream of batches.
+
+Text and token files become windows for models of tokens and targets, safetensors files examples for any (examples.py).
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,48 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tcomp.errors import UserError
-from tcomp.runtime.batches import Batches, Segment, split
+from tcomp.runtime.batches import Batches, Segment, Stream, split
 from tcomp.runtime.documents import parse_json, read_small
+from tcomp.runtime.examples import SUFFIX, Inputs, described, open_examples
 from tcomp.runtime.text_source import byte_tokens, standard_library_files, text_files
 from tcomp.runtime.token_file import TokenFile, check_vocabulary, open_token_file
 
+TOKENS = frozenset({"tokens", "targets"})
+"""The inputs of a model that text is for."""
+
+
+class Data(Protocol):
+    """`text` is true when tokens are bytes. `fingerprint` tells whether two runs see the same data. A row of a batch
+    has `each` of what is counted, `unit`s."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def text(self) -> bool: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def each(self) -> int: ...
+
+    def training_batches(self, seed: int) -> Stream: ...
+
+    def validation_batches(self) -> Stream:
+        """The same examples in the same order each time it is called."""
+        ...
+
 
 @dataclass(frozen=True)
-class Data:
-    """`text` is true when tokens are bytes. `fingerprint` tells whether two runs see the same tokens."""
+class TokenData:
+    """Windows of `length` tokens."""
 
     train: list[Segment]
     validation: list[Segment]
@@ -24,16 +58,39 @@ class Data:
     description: str
     text: bool
     length: int
+    unit: str = "tokens"
+
+    @property
+    def each(self) -> int:
+        return self.length
 
     def training_batches(self, seed: int) -> Batches:
         return Batches(self.train, self.length, seed)
 
     def validation_batches(self) -> Batches:
-        """The same windows in the same order each time it is called."""
         return Batches(self.validation, self.length, seed=0)
 
 
-def open_data(paths: list[Path], length: int, vocabulary: int, to_train: bool = True) -> Data:
+def data_for(
+    paths: list[Path], inputs: Inputs, batch: int, length: int, vocabulary: int, to_train: bool = True
+) -> Data:
+    """Open the data for a model with these inputs, of `batch` examples: by `open_examples` where the paths are such
+    files (of a folder those in it, if the model takes other inputs than tokens and targets), else by `open_data`."""
+    own = inputs.keys() != TOKENS
+    files = [q for p in paths for q in (sorted(p.glob(f"*{SUFFIX}")) if own and p.is_dir() else []) or [p]]
+    other = [p for p in files if p.suffix != SUFFIX]
+    if files and not other:
+        return open_examples(files, inputs, batch, to_train)
+    if own or len(other) < len(files):
+        what = f"{other[0]}: no {SUFFIX} file" if other else f"no {SUFFIX} file is given"
+        raise UserError(
+            f"{what}, and the model takes {', '.join(inputs)}",
+            f"give --data such files, with {described(inputs)}",
+        )
+    return open_data(paths, length, vocabulary, to_train)
+
+
+def open_data(paths: list[Path], length: int, vocabulary: int, to_train: bool = True) -> TokenData:
     """Open the data for windows of `length` tokens and a model of `vocabulary` tokens.
 
     No paths: the standard library's sources. Text files and folders become byte tokens. A folder with
@@ -54,7 +111,7 @@ def open_data(paths: list[Path], length: int, vocabulary: int, to_train: bool = 
         train, validation = _parts(files, length, to_train)
         count = sum(len(f.tokens) for f in files)
         description = f"{count:,} tokens of {len(files)} token file{'s' if len(files) > 1 else ''}"
-        return Data(train, validation, _fingerprint(files), description, False, length)
+        return TokenData(train, validation, _fingerprint(files), description, False, length)
     if paths:
         source = byte_tokens(text_files(paths), frozenset(p for p in paths if not p.is_dir()))
         name = " ".join(str(p) for p in paths)
@@ -62,7 +119,7 @@ def open_data(paths: list[Path], length: int, vocabulary: int, to_train: bool = 
         source, name = byte_tokens(standard_library_files()), "the Python standard library's sources"
     check_vocabulary(source, vocabulary, name)
     first, last = split(source.tokens, length)
-    return Data([first], [last], _fingerprint([source]), f"{len(source.tokens):,} bytes of {name}", True, length)
+    return TokenData([first], [last], _fingerprint([source]), f"{len(source.tokens):,} bytes of {name}", True, length)
 
 
 def _check_prepared(folder: Path) -> None:

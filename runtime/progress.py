@@ -18,7 +18,9 @@ class Progress(Protocol):
 
     def __exit__(self, *error: Any) -> None: ...
 
-    def start(self, steps: int, done: int, tokens_per_step: int) -> None: ...
+    def start(self, steps: int, done: int, amount: int, unit: str) -> None:
+        """A step does `amount` tokens, or other units."""
+        ...
 
     def step(self, done: int, loss: float, lr: float, norm: float, seconds: float) -> None: ...
 
@@ -34,8 +36,8 @@ def progress_for(console: Console) -> Progress:
 class _Rate:
     """Seconds per step, smoothed; the first step after a start is left out (it touches memory first)."""
 
-    def __init__(self, steps: int, done: int, tokens_per_step: int) -> None:
-        self.steps, self.first, self.tokens_per_step = steps, done + 1, tokens_per_step
+    def __init__(self, steps: int, done: int, amount: int) -> None:
+        self.steps, self.first, self.amount = steps, done + 1, amount
         self.seconds = 0.0
 
     def add(self, done: int, seconds: float) -> None:
@@ -46,8 +48,8 @@ class _Rate:
             self.seconds += (usual - self.seconds) * 0.05
 
     @property
-    def tokens(self) -> float:
-        return self.tokens_per_step / self.seconds if self.seconds else 0.0
+    def a_second(self) -> float:
+        return self.amount / self.seconds if self.seconds else 0.0
 
     def left(self, done: int) -> str:
         s = int((self.steps - done) * self.seconds + 0.5)
@@ -65,8 +67,8 @@ class PlainProgress:
     ) -> None:
         sys.stdout.flush()
 
-    def start(self, steps: int, done: int, tokens_per_step: int) -> None:
-        self.rate = _Rate(steps, done, tokens_per_step)
+    def start(self, steps: int, done: int, amount: int, unit: str) -> None:
+        self.rate, self.unit = _Rate(steps, done, amount), unit
         self.every, self.printed = max(1, steps // 20), 0.0
 
     def step(self, done: int, loss: float, lr: float, norm: float, seconds: float) -> None:
@@ -77,7 +79,7 @@ class PlainProgress:
             self.printed = now
             print(
                 f"step {done}/{self.rate.steps}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  "
-                f"{self.rate.tokens:,.0f} tokens/s  {self.rate.left(done)} left",
+                f"{self.rate.a_second:,.0f} {self.unit}/s  {self.rate.left(done)} left",
                 flush=True,
             )
 
@@ -113,8 +115,8 @@ class LiveProgress:
         self.bar.refresh()
         self.bar.stop()
 
-    def start(self, steps: int, done: int, tokens_per_step: int) -> None:
-        self.rate = _Rate(steps, done, tokens_per_step)
+    def start(self, steps: int, done: int, amount: int, unit: str) -> None:
+        self.rate, self.unit = _Rate(steps, done, amount), unit
         self.task = self.bar.add_task("starting", total=steps, completed=done)
         self.best, self.drawn = "", 0.0
         self.bar.refresh()
@@ -124,7 +126,7 @@ class LiveProgress:
         now = time.monotonic()
         text = (
             f"loss [bold]{loss:.4f}[/]  {self.best}lr {lr:.1e}  norm {norm:.2f}  "
-            f"[cyan]{self.rate.tokens:,.0f}[/] tokens/s  [green]{self.rate.left(done)}[/] left"
+            f"[cyan]{self.rate.a_second:,.0f}[/] {self.unit}/s  [green]{self.rate.left(done)}[/] left"
         )
         self.bar.update(self.task, completed=done, description=text)
         if now - self.drawn > 0.2:

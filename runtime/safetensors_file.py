@@ -82,17 +82,17 @@ KIND_OF = {DType.F64: "F64", DType.I32: "I32", DType.E4M3: "F8_E4M3", DType.E5M2
     dtype: kind for kind, dtype in CONVERTIBLE.items()
 }
 """The format's name of each of our types."""
-_REAL = {kind: dtype for dtype, kind in KIND_OF.items() if dtype.is_float}
+REAL_KINDS = {kind: dtype for dtype, kind in KIND_OF.items() if dtype.is_float}
 
 
 def as_floats(held: Array, kind: str) -> Array:
     """The values of elements of one of our real types, as f32."""
-    return np.asarray(values(held, _REAL[kind]), dtype=np.float32)
+    return np.asarray(values(held, REAL_KINDS[kind]), dtype=np.float32)
 
 
 def as_kind(floats: Array, kind: str) -> Array:
     """f32 values as elements of one of our real types, rounded to nearest even."""
-    return stored(floats, _REAL[kind])
+    return stored(floats, REAL_KINDS[kind])
 
 
 def read_header(path: Path) -> dict[str, Entry]:

@@ -28,7 +28,7 @@ import tcomp
 from tcomp.errors import UserError
 from tcomp.model.step import Slot, Step
 from tcomp.runtime import checkpoint
-from tcomp.runtime.batches import Batches
+from tcomp.runtime.batches import Stream
 from tcomp.runtime.data import Data
 from tcomp.runtime.executor import Executor, Reading, element_count
 from tcomp.runtime.initialise import initialise
@@ -101,7 +101,7 @@ class _Training:
 
     executor: Executor
     data: Data
-    batches: Batches
+    batches: Stream
     run: RunFolder
     settings: Settings
     progress: Progress
@@ -124,9 +124,9 @@ class _Training:
     def train(self) -> Outcome:
         """All steps; ends early at a signal. Either way the last one is saved."""
         self.metrics = FollowedMetrics() if self.peers.rank else Metrics(self.run.path, self.done)
-        tokens = math.prod(self.executor.step.slots["tokens"].shape) * self.settings.accumulation * self.peers.size
+        rows = rows_of(self.executor.step) * self.settings.accumulation * self.peers.size
         with _signals() as self.stopped, self.progress:
-            self.progress.start(self.settings.steps, self.done, tokens)
+            self.progress.start(self.settings.steps, self.done, rows * self.data.each, self.data.unit)
             try:
                 while self.done < self.settings.steps and not self.told_to_stop():
                     self.step()
@@ -225,12 +225,12 @@ class _Asked:
         return all(r.ready for r in (*self.losses, *self.others.values()))
 
 
-def _ask(executor: Executor, batches: Batches, done: int, accumulation: int, peers: Peers) -> _Asked:
+def _ask(executor: Executor, batches: Stream, done: int, accumulation: int, peers: Peers) -> _Asked:
     """Ask for the step after `done` steps: this process's micro-batches of it, its update, its results."""
     began = time.perf_counter()
     executor.write("step", done)
     losses = []
-    rows = executor.step.slots["tokens"].shape[0]
+    rows = rows_of(executor.step)
     for micro in range(accumulation):
         batches.skip(rows * peers.rank)
         next_batch(executor, batches)
@@ -242,10 +242,15 @@ def _ask(executor: Executor, batches: Batches, done: int, accumulation: int, pee
     return _Asked(done + 1, began, losses, others)
 
 
-def next_batch(executor: Executor, batches: Batches) -> None:
+def rows_of(step: Step) -> int:
+    """How many examples a batch has."""
+    return step.slots[next(iter(step.inputs))].shape[0]
+
+
+def next_batch(executor: Executor, batches: Stream) -> None:
     """Make the stream's next batch the executor's inputs."""
     with executor.batch() as inputs:
-        batches.fill(inputs["tokens"], inputs["targets"])
+        batches.fill(inputs)
 
 
 def _refuse_divergence(value: float, what: str, done: int) -> None:
@@ -258,18 +263,16 @@ def _refuse_divergence(value: float, what: str, done: int) -> None:
 
 
 def check_trainable(step: Step) -> None:
-    """UserError when the model has no optimizer, or takes other inputs than tokens and targets below some bound."""
+    """UserError when the model has no optimizer, no input, or one of integers without a bound."""
     if "update" not in step.programs:
         raise UserError(
             f"the model {step.model} has no optimizer, so a step changes nothing",
             "add `optimizer adamw: ...` to its text",
         )
-    if set(step.inputs) != {"tokens", "targets"}:
-        raise UserError(
-            f"the model {step.model} has the inputs {', '.join(sorted(step.inputs))}",
-            "a model that `tcomp train` can train has two: tokens and targets",
-        )
-    unbounded = next((name for name in sorted(step.inputs) if not step.inputs[name]), None)
+    if not step.inputs:
+        raise UserError(f"the model {step.model} has no input", "declare what it is trained on: input x: f32[B, C]")
+    integers = (name for name in sorted(step.inputs) if not step.slots[name].dtype.is_float)
+    unbounded = next((name for name in integers if not step.inputs[name]), None)
     if unbounded is not None:
         raise UserError(
             f"input '{unbounded}' of the model {step.model} has no bound, so data cannot be held against it",
@@ -292,7 +295,7 @@ def _stored(executor: Executor, slot: Slot) -> Stored:
     return Stored(KIND_OF[slot.dtype], slot.shape, pieces)
 
 
-def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: int, batches: Batches) -> int:
+def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: int, batches: Stream) -> int:
     """Load a checkpoint into the arena and the batch stream; the number of steps done."""
     step, manifest = executor.step, saved.manifest
     checkpoint.check_same_model(saved, step.model, step.config, step.dims, step.precision)
@@ -348,7 +351,7 @@ def validation_loss(executor: Executor, data: Data, batch_count: int, peers: Pee
     """Mean loss over the same `batch_count` validation batches (fewer where there is less data), which processes take
     in turns; the same bits whatever their number."""
     batches = data.validation_batches()
-    rows = executor.step.slots["tokens"].shape[0]
+    rows = rows_of(executor.step)
     count = max(1, min(batch_count, batches.count // rows))
     own = range(peers.rank, count, peers.size)
     batches.skip(rows * peers.rank)
@@ -357,7 +360,7 @@ def validation_loss(executor: Executor, data: Data, batch_count: int, peers: Pee
     return sum(peers.joined([*losses, *[0.0] * (turns - len(losses))])[:count]) / count
 
 
-def batch_losses(executor: Executor, batches: Batches, count: int, between: int = 0) -> Iterator[float]:
+def batch_losses(executor: Executor, batches: Stream, count: int, between: int = 0) -> Iterator[float]:
     """The losses of the next `count` batches, without training on them; `between` each two so many windows are left
     out."""
     program = "forward" if "forward" in executor.step.programs else "micro_first"

@@ -85,6 +85,20 @@ def only_model(module: Module, name: str) -> Model:
     raise UserError(f"{name}: the file declares several models: {', '.join(module.models)}", "keep one in each file")
 
 
+def writes(model: Model) -> bool:
+    """Whether the model scores the word behind its tokens, as writing and answering need."""
+    return model.logits is not None and any(i.name == "tokens" for i in model.inputs)
+
+
+def check_writes(model: Model) -> None:
+    """UserError where it does not."""
+    if not writes(model):
+        raise UserError(
+            f"the model {model.name} takes no tokens, or names no logits, so it has no scores of words",
+            "a model that writes has an input `tokens` and a line `logits NAME`; `tcomp eval RUN` measures any",
+        )
+
+
 def find_op(module: Module, name: str) -> Op:
     if name in module.ops:
         return module.ops[name]
@@ -333,13 +347,13 @@ def vocabulary_of(module: Module, settings: TrainSettings) -> int:
     return min((int(evaluate_dim(e, numbers)) for e in bounds if e is not None), default=int(numbers.get("V", 1 << 16)))
 
 
-def graph_of(module: Module, settings: TrainSettings) -> Graph:
-    """The graph of a run's model, at the run's sizes."""
+def graph_of(module: Module, settings: TrainSettings, precision: str | None = None) -> Graph:
+    """The graph of a run's model, at the run's sizes, in a precision (None: that of the model's text)."""
     from tcomp.model.unroll import build_graph
 
     model = only_model(module, settings.model)
     sizes, dims = _run_sizes(model, settings)
-    return build_graph(module, model.name, settings.config, sizes, dims)
+    return build_graph(module, model.name, settings.config, sizes, dims, precision)
 
 
 def _run_sizes(model: Model, settings: TrainSettings) -> tuple[dict[str, int], dict[str, Number]]:

@@ -76,8 +76,9 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     - `tcomp eval runs/smollm --choices hellaswag_val.jsonl --questions 1000`
     """
     from tcomp.runtime import checkpoint
-    from tcomp.runtime.data import open_data
+    from tcomp.runtime.data import data_for
     from tcomp.runtime.evaluate import read_questions
+    from tcomp.runtime.examples import inputs_of
     from tcomp.runtime.run_folder import PASSED, read_config
     from tcomp.runtime.scalars import set_scalars
     from tcomp.runtime.train import load_weights
@@ -87,6 +88,8 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     saved = checkpoint.newest(run, common.warn)
     asked = read_questions(own.choices, own.questions) if own.choices is not None else []
     module = common.load_module(settings.model)
+    if asked:
+        common.check_writes(common.only_model(module, settings.model))
     vocabulary = common.vocabulary_of(module, settings)
     length = own.length or settings.length
     device = where.open()
@@ -106,7 +109,9 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     if asked:
         _answer(own, loaded, asked, vocabulary, length)
     else:
-        opened = open_data([Path(p) for p in (own.data or settings.data)], length, vocabulary, to_train=False)
+        graph = common.graph_of(module, replace(settings, length=length), saved.manifest.precision)
+        inputs, paths = inputs_of(graph.inputs, graph.bounds), [Path(p) for p in (own.data or settings.data)]
+        opened = data_for(paths, inputs, settings.batch, length, vocabulary, to_train=False)
         if opened.text and (run / PASSED / "tokenizer.json").is_file():
             raise UserError(
                 "the run has a tokenizer, so text must be prepared with it",
@@ -134,8 +139,9 @@ def _measure(loaded: Loaded, data: Data, batch: int, most: int) -> None:
                         advance(rows)
     loss = total / windows
     print(f"data: {data.description}")
-    tokens = windows * data.length
-    print(f"loss {loss:.4f} nats a token, perplexity {_perplexity(loss)}, over {tokens:,} tokens")
+    over = f"over {windows * data.each:,} {data.unit}"
+    per = f" nats a token, perplexity {_perplexity(loss)}" if data.unit == "tokens" else ""
+    print(f"loss {loss:.4f}{per}, {over}")
 
 
 def _answer(own: EvalOptions, loaded: Loaded, asked: list[Question], vocabulary: int, length: int) -> None:

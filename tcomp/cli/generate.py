@@ -119,6 +119,7 @@ def scorer_for(
 
     module = common.load_module(settings.model, saved.manifest.precision)
     model = common.only_model(module, settings.model)
+    common.check_writes(model)
     window = common.longest_text(module, settings, longest)
     again = window // 2 if longest > window else 0  # what is run anew each time the window is full
     part = prefill_part(max(prompt - 1, again), window)

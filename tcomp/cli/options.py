@@ -88,7 +88,13 @@ Exchange = Annotated[
     str, typer.Option(help="How ranks on GPUs exchange: nccl, or gloo, through host memory [default: nccl, if there].")
 ]
 Run = Annotated[Path, typer.Argument(help="A run's folder, trained or imported: runs/gpt2-tiny.")]
-Data = Annotated[list[str], typer.Option(metavar="PATH...", help="Text files, folders, or .bin token files.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PATH...",
+        help="Text files, folders, .bin token files, or .safetensors with tensors of the inputs' names.",
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures into this file.")]
 StoredType = Annotated[str, typer.Option(help="f32, bf16 or f16 [default: as in what is read].")]
 

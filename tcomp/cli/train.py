@@ -139,13 +139,15 @@ def _first_weights(settings: TrainSettings, path: Path, resume: bool) -> Checkpo
 
 def _checked_data(settings: TrainSettings, built: common.Built, resume: bool) -> Data:
     """The run's data. UserError where these, the hyperparameters or the prompt do not go with the model."""
-    from tcomp.runtime.data import open_data
+    from tcomp.runtime.data import data_for
+    from tcomp.runtime.examples import inputs_of
     from tcomp.runtime.run_folder import PASSED
     from tcomp.runtime.train import check_trainable
 
     check_trainable(built.step)
+    inputs = inputs_of(built.step.slots, built.step.inputs)
     vocabulary = min(built.step.inputs.values())
-    data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
+    data = data_for([Path(p) for p in settings.data], inputs, settings.batch, settings.length, vocabulary)
     own = Path(settings.init_from) / PASSED / "tokenizer.json"
     if settings.init_from and own.is_file() and data.text:
         common.warn(
@@ -215,7 +217,7 @@ def _has_letters(data: Data, path: Path) -> bool:
     """Whether a sample of the run can be shown as text."""
     from tcomp.runtime.run_folder import PASSED
 
-    return data.text or (path / PASSED / "tokenizer.json").is_file()
+    return data.text or (data.unit == "tokens" and (path / PASSED / "tokenizer.json").is_file())
 
 
 def _finish(settings: TrainSettings, path: Path, outcome: Outcome, device: Device, sampled: bool) -> None:
@@ -225,10 +227,11 @@ def _finish(settings: TrainSettings, path: Path, outcome: Outcome, device: Devic
         device.finish()
         return
     print(f"validation loss {outcome.validation_loss:.4f} after {outcome.step} steps")
-    if settings.sample and sampled:
+    writes = common.writes(common.only_model(common.load_module(settings.model, settings.precision), settings.model))
+    if settings.sample and sampled and writes:
         _sample(path, settings, device)
     device.finish()
-    print(f"run folder {path}: more text with `tcomp generate {path}`")
+    print(f"run folder {path}: {'more text with `tcomp generate' if writes else 'measure it with `tcomp eval'} {path}`")
 
 
 def _announce(console: Any, settings: TrainSettings, built: common.Built, data: Data, by: str) -> None:
@@ -236,10 +239,11 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
 
     step = built.step
     count = sum(a.bytes // a.dtype.bytes for n, a in step.slots.items() if a.kind == "parameter")
+    rows = settings.batch * settings.accumulation * settings.ranks
+    amount = f"{rows} x {settings.length} tokens" if data.unit == "tokens" else f"{rows} {data.unit}"
     text = (
         f"{built.name} {settings.config}: {count / 1e6:.1f} M parameters, precision {step.precision}, "
-        f"{settings.batch * settings.accumulation * settings.ranks} x {settings.length} tokens a step, "
-        f"{bytes_text(step.arena_bytes)} arena, {built.device.description}"
+        f"{amount} a step, {bytes_text(step.arena_bytes)} arena, {built.device.description}"
         + (f", {ranks_text(settings)}" if settings.ranks > 1 else "")
         + (f", exchange by {by}" if by and built.device.kind == "cuda" else "")
     )

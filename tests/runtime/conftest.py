@@ -160,7 +160,7 @@ class Silent:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def start(self, steps: int, done: int, tokens_per_step: int) -> None:
+    def start(self, steps: int, done: int, amount: int, unit: str) -> None:
         pass
 
     def step(self, done: int, loss: float, lr: float, norm: float, seconds: float) -> None:

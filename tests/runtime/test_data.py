@@ -43,7 +43,7 @@ def test_an_epoch_shows_every_window_once_and_targets_follow_inputs(size: int, l
     tokens, targets = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
     seen = []
     for _ in range(windows):
-        batches.fill(tokens, targets)
+        batches.fill({"tokens": tokens, "targets": targets})
         assert (targets == tokens + 1).all()
         seen.append(int(tokens[0, 0]))
     assert sorted(seen) == [i * length for i in range(windows)]
@@ -56,11 +56,11 @@ def test_the_stream_goes_on_from_its_state() -> None:
     whole, part = stream(), stream()
     first, second = np.zeros((2, 3, 8), np.int32), np.zeros((2, 3, 8), np.int32)
     for _ in range(45):  # more than two epochs
-        whole.fill(first[0], first[1])
+        whole.fill({"tokens": first[0], "targets": first[1]})
     part.state = whole.state
     for _ in range(30):
-        whole.fill(first[0], first[1])
-        part.fill(second[0], second[1])
+        whole.fill({"tokens": first[0], "targets": first[1]})
+        part.fill({"tokens": second[0], "targets": second[1]})
         assert (first == second).all()
     assert whole.state[0] >= 2
 
@@ -70,7 +70,7 @@ def test_epochs_and_seeds_differ() -> None:
         batches = Batches([Segment(np.arange(400, dtype=np.uint16), 0, 400)], 8, seed)
         batches.state = (epoch, 0)
         tokens = np.zeros((10, 8), np.int32)
-        batches.fill(tokens, tokens.copy())
+        batches.fill({"tokens": tokens, "targets": tokens.copy()})
         return [int(v) for v in tokens[:, 0]]
 
     assert len({tuple(draw(s, e)) for s in (1, 2) for e in (0, 1, 2)}) == 6

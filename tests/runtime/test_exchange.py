@@ -101,7 +101,7 @@ def test_ranks_read_what_one_process_with_as_many_micro_batches_does(text: Path)
 
 def filled(batches: Batches) -> bytes:
     tokens, targets = (np.zeros((2, LENGTH), np.int32) for _ in range(2))
-    batches.fill(tokens, targets)
+    batches.fill({"tokens": tokens, "targets": targets})
     return tokens.tobytes() + targets.tobytes()
 
 

@@ -1,0 +1,56 @@
+"""`tcomp train` and `eval` on files of examples, by the perceptron of the language's page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tests.cli.support import Tcomp, refused
+
+PAGE = Path(__file__).parents[2] / "docs" / "language.md"
+(PERCEPTRON,) = re.findall(r"^```tc\n([^`]*\nmodel perceptron.*?)^```$", PAGE.read_text(), re.S | re.M)
+
+
+def losses(run: str) -> list[float]:
+    return [m["loss"] for m in map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines()) if "loss" in m]
+
+
+def test_a_classifier_learns_goes_on_and_is_measured(tcomp: Tcomp) -> None:
+    Path("perceptron.tc").write_text(PERCEPTRON)
+    random = np.random.default_rng(0)
+    label = random.integers(0, 10, 400)
+    x = random.standard_normal((10, 16))[label] + 0.2 * random.standard_normal((400, 16))
+    save_file({"x": x[:360], "label": label[:360]}, "train.safetensors")
+    save_file({"x": x[360:].astype(np.float16), "label": label[360:].astype(np.uint8)}, "val.safetensors")
+    data = ("--data", "train.safetensors", "val.safetensors")
+    common = (
+        "perceptron.tc",
+        "--config",
+        "small",
+        "-B",
+        "16",
+        "--threads",
+        "1",
+        "--hyper",
+        "total=60",
+        "--hyper",
+        "warmup=6",
+        "--lr",
+        "1e-2",
+    )
+    whole = tcomp("train", *common, *data, "--steps", "60", "--run", "a")
+    assert whole.code == 0, whole.error
+    assert "16 examples a step" in whole.out and "400 examples of 2 files" in whole.out and "examples/s" in whole.out
+    assert losses("a")[-1] < 0.5 < 2 < losses("a")[0] and "measure it with `tcomp eval a`" in whole.out
+    assert tcomp("train", *common, *data, "--steps", "25", "--run", "b").code == 0
+    assert tcomp("train", "--resume", "b", "--steps", "60").code == 0
+    assert losses("a") == losses("b")
+    measured = tcomp("eval", "a", "-B", "16", "--threads", "1")
+    assert measured.code == 0 and "over 40 examples" in measured.out and "perplexity" not in measured.out
+    refused(tcomp("generate", "a"), "the model perceptron takes no tokens", "tcomp eval RUN")
+    refused(tcomp("eval", "a", "--data", "perceptron.tc"), "no .safetensors file", "label: i32[examples] below 10")
+    refused(tcomp("train", *common), "no .safetensors file is given, and the model takes x, label")
