@@ -37,12 +37,12 @@ def predicted(
 @pytest.mark.slow
 @pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 def test_block_scaled_products() -> None:
-    """At least 85% of the published figure, of gradients of weights 80%; nothing spilled, nothing serialised. Nothing
-    was timed: a floor under what was reached."""
+    """At least 85% of the published figure; nothing spilled, nothing serialised. Nothing was timed: a floor under what
+    was reached."""
     forward = predicted("matmul_fp8_block", "Y")
     backward = (predicted("matmul_fp8_block.backward", d) for d in ("dX", "dW"))
-    for p, share in zip((forward, *backward), (0.85, 0.85, 0.80), strict=True):
-        assert not p.assembled.findings and FLOPS / p.seconds > share * LATER
+    for p in (forward, *backward):
+        assert not p.assembled.findings and FLOPS / p.seconds > 0.85 * LATER
     narrow = predicted("matmul_fp8_block", "Y", BM=128, S=5).seconds
     assert 1.02 < predicted("matmul_fp8_block", "Y", "overlap", BM=128, S=5).seconds / narrow < 1.25
     assert 1.03 < narrow / forward.seconds < 1.1, "what tiles of 256 rows gain"
