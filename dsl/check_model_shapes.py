@@ -25,7 +25,7 @@ from tcomp.dsl.ast import (
     TensorRef,
     names_in,
 )
-from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape
+from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape, shape_text
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count
 
@@ -68,7 +68,9 @@ def check_update_shapes(update: Model, module: Module, results: Mapping[str, tup
             for name, shape in results.items():
                 wanted = _shape(shape, values, f"'{name}'")
                 if _argument(TensorRef(name, span=update.span), env, values) != wanted:
-                    message = f"'{name}' of '{update.name}' has the shape {_text(env[name])}, not {_text(wanted)}"
+                    message = (
+                        f"'{name}' of '{update.name}' has the shape {shape_text(env[name])}, not {shape_text(wanted)}"
+                    )
                     raise TcError(message, update.span, hint=f"let the call that gives '{name}' have this shape")
         except TcError as error:
             error.notes = (*error.notes, "with " + ", ".join(f"{n} = {v}" for n, v in values.items()))
@@ -142,7 +144,7 @@ def _walk(model: Model, module: Module, values: Mapping[str, Number]) -> None:
     _block(module, model.forward, env, dict(values))
     if env[model.loss]:
         hint = "reduce it to one number: `op mean(X: f32[M]) -> y: f32[]`"
-        raise TcError(f"the loss '{model.loss}' has shape {_text(env[model.loss])}", model.span, hint=hint)
+        raise TcError(f"the loss '{model.loss}' has shape {shape_text(env[model.loss])}", model.span, hint=hint)
 
 
 def _block(module: Module, body: Iterable[ModelStatement], env: dict[str, Shape], values: dict[str, Number]) -> None:
@@ -167,7 +169,7 @@ def _call(module: Module, s: OpCall, env: dict[str, Shape], values: Mapping[str,
         if len(shape) != len(p.shape):
             axes = count(len(p.shape), "axis", "axes")
             raise TcError(
-                f"operand '{p.name}' of op '{op.name}' has {axes}, but '{a.name}' is {_text(shape)}",
+                f"operand '{p.name}' of op '{op.name}' has {axes}, but '{a.name}' is {shape_text(shape)}",
                 a.span,
                 hint=f"view it in {axes}: {a.name} as [...]",
             )
@@ -190,7 +192,7 @@ def _argument(a: TensorRef, env: Mapping[str, Shape], values: Mapping[str, Numbe
         raise TcError(f"'{a.name}' has no value: the loop that binds it has no turns", a.span, hint=hint)
     shape = env[a.name]
     if len(a.subscripts) > len(shape):
-        raise TcError(f"'{a.name}' is {_text(shape)} and has no such slice", a.span, hint="remove a subscript")
+        raise TcError(f"'{a.name}' is {shape_text(shape)} and has no such slice", a.span, hint="remove a subscript")
     for axis, e in enumerate(a.subscripts):
         v = evaluate_dim(e, values)
         if not 0 <= v < shape[axis]:
@@ -208,9 +210,7 @@ def _viewed(r: TensorRef, shape: Shape, values: Mapping[str, Number]) -> Shape:
     view = _shape(r.shape, values, f"the view of '{r.name}'")
     if prod(view) != prod(shape):
         hint = "a view keeps the elements and their order, so the products of the extents must agree"
-        raise TcError(f"'{r.name}' is {_text(shape)} and cannot be viewed as {_text(view)}", r.span, hint=hint)
+        raise TcError(
+            f"'{r.name}' is {shape_text(shape)} and cannot be viewed as {shape_text(view)}", r.span, hint=hint
+        )
     return view
-
-
-def _text(shape: Shape) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"

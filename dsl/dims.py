@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Op, Operand, Unary, names_in
 from tcomp.dsl.errors import TcError
@@ -115,6 +115,11 @@ def _checked(value: Number, text: str, e: Expr) -> Number:
     return int(value) if isinstance(value, bool) else value
 
 
+def shape_text(shape: Iterable[int]) -> str:
+    """`[4, 16]`"""
+    return f"[{', '.join(map(str, shape))}]"
+
+
 def operand_shape(operand: Operand, dims: Mapping[str, Number]) -> tuple[int, ...]:
     """The operand's shape at these dimensions."""
     shape = []
@@ -153,7 +158,7 @@ def _bind_names(op: Op, given: Sequence[tuple[Operand, tuple[int, ...]]], found:
     for operand, shape in given:
         if len(shape) != len(operand.shape):
             raise TcError(
-                f"'{operand.name}' of op '{op.name}' has {len(operand.shape)} axes, but is given {_shape(shape)}",
+                f"'{operand.name}' of op '{op.name}' has {len(operand.shape)} axes, but is given {shape_text(shape)}",
                 operand.span,
                 hint="pass a tensor of as many axes",
             )
@@ -164,11 +169,11 @@ def _bind_names(op: Op, given: Sequence[tuple[Operand, tuple[int, ...]]], found:
             if known != extent:
                 raise TcError(
                     f"dimension '{e.id}' of op '{op.name}' is {known} ({origin[e.id]}) "
-                    f"and {extent} (axis {axis} of {operand.name}{_shape(shape)})",
+                    f"and {extent} (axis {axis} of {operand.name}{shape_text(shape)})",
                     operand.span,
                     hint="these extents must be equal",
                 )
-            origin.setdefault(e.id, f"from {operand.name}{_shape(shape)}")
+            origin.setdefault(e.id, f"from {operand.name}{shape_text(shape)}")
 
 
 def _solve_rest(op: Op, given: Sequence[tuple[Operand, tuple[int, ...]]], found: dict[str, int]) -> None:
@@ -236,10 +241,6 @@ def _solve(e: Expr, name: str, extent: int, dims: Mapping[str, int]) -> int | No
         return value if evaluate_dim(e, {**dims, name: value}) == extent else None
     except TcError:
         return None
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"
 
 
 def _values(names: set[str], dims: Mapping[str, Number]) -> str:

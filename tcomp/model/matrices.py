@@ -18,7 +18,7 @@ from dataclasses import replace
 from math import prod
 
 from tcomp.dsl.ast import DType, Module, Op, OpCall, Operand, Update
-from tcomp.dsl.dims import bind, operand_shape
+from tcomp.dsl.dims import bind, operand_shape, shape_text
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count
 from tcomp.dsl.infer import dimensions
@@ -52,12 +52,12 @@ class Matrices:
             if len(tensor.shape) - d == len(wanted.shape):
                 return d
         read = tensor.shape[self.depths[-1] :]
-        parts = f", of which calls read {_text(read)}" if self.depths[-1] else ""
+        parts = f", of which calls read {shape_text(read)}" if self.depths[-1] else ""
         span = self.parameter.decl.span
         more = f"; or let '{op.name}' take `p` of {len(read)} axes" if len(read) > len(wanted.shape) else ""
         raise TcError(
             f"'{op.name}' trains tensors of {count(len(wanted.shape), 'axis', 'axes')}, but '{tensor.name}' is "
-            f"{_text(tensor.shape)}{parts}",
+            f"{shape_text(tensor.shape)}{parts}",
             span,
             "put it in a group that an op of vectors trains: `in GROUP` here, or "
             f"`group GROUP of {tensor.name}: ...`{more}",
@@ -81,7 +81,7 @@ class Matrices:
         for n in reversed(extents):
             number, at = divmod(number, n)
             places.append(at)
-        return self.parameter.tensor.name + (_text(places[::-1]) if places else "")
+        return self.parameter.tensor.name + (shape_text(places[::-1]) if places else "")
 
     def part(self, flat: Tensor, region: Region, op: Op, number: int) -> View:
         """What a flat vector has for one matrix."""
@@ -97,7 +97,7 @@ class Matrices:
         try:
             return bind(replace(op, dims=()), {"p": self.shape(op)}, {})
         except TcError as e:
-            e.notes = (*e.notes, f"of parameter '{self.parameter.tensor.name}', {_text(self.shape(op))}")
+            e.notes = (*e.notes, f"of parameter '{self.parameter.tensor.name}', {shape_text(self.shape(op))}")
             raise
 
 
@@ -189,7 +189,3 @@ class _Statements(Unrolling):
 
     def extend_cache(self, part: View, operand: str, c: OpCall) -> None:
         """Calls run one behind the other, so one may write what another has written."""
-
-
-def _text(shape: Shape | list[int]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"

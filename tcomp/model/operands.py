@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from tcomp.dsl.ast import DType, Expr, Model, Name, OpCall, Span, TensorRef
+from tcomp.dsl.ast import DType, Expr, Model, Name, OpCall, TensorRef
 from tcomp.dsl.check_numbers import TRAINING
-from tcomp.dsl.dims import Number, evaluate_dim
+from tcomp.dsl.dims import Number, evaluate_dim, shape_text
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
 from tcomp.model.dimensions import mentions
@@ -35,17 +35,17 @@ class Operands:
             if a.name in self.environment:
                 view = self.view(a, index)
                 if view.tensor.dtype is not dtype:
-                    raise self.error(
+                    raise TcError(
                         f"'{a.name}' is {view.tensor.dtype}, '{c.op}' needs {dtype}",
                         a.span,
                         "pass a tensor of that type, or write the op for this one",
                     )
                 return view
             if not scalar or a.subscripts or a.shape is not None:
-                raise self.error(f"'{a.name}' is not a tensor of this model", a.span, "declare it, or compute it above")
+                raise TcError(f"'{a.name}' is not a tensor of this model", a.span, "declare it, or compute it above")
             a = Name(a.name, a.span)
         if not scalar:
-            raise self.error(
+            raise TcError(
                 f"'{c.op}' needs a tensor here, not the number {print_expression(a)}",
                 a.span,
                 "pass a parameter, an input or a result",
@@ -69,11 +69,11 @@ class Operands:
         v = self.environment[r.name]
         offset, shape = v.offset, v.shape
         if len(r.subscripts) > len(shape):
-            raise self.error(f"'{r.name}' has shape {shape_text(shape)}: too many subscripts", r.span, "leave some out")
+            raise TcError(f"'{r.name}' has shape {shape_text(shape)}: too many subscripts", r.span, "leave some out")
         for s in r.subscripts:
             i = self.integer(s, index)
             if not 0 <= i < shape[0]:
-                raise self.error(
+                raise TcError(
                     f"subscript {i} of '{r.name}' is outside 0 .. {shape[0] - 1}", s.span, "choose one within"
                 )
             shape = shape[1:]
@@ -85,7 +85,7 @@ class Operands:
             return v
         shape = tuple(self.integer(e, index) for e in r.shape)
         if prod(shape) != v.elements:
-            raise self.error(
+            raise TcError(
                 f"'{r.name}' has shape {shape_text(v.shape)}, which is {v.elements} elements; "
                 f"as {shape_text(shape)} it would be {prod(shape)}",
                 r.span,
@@ -107,13 +107,8 @@ class Operands:
     def shape(self, shape: tuple[Expr, ...], what: str) -> tuple[int, ...]:
         extents = tuple(self.integer(e, {}) for e in shape)
         if min(extents, default=1) < 1:
-            raise self.error(
-                f"{what} would have the shape {shape_text(extents)}", shape[0].span, "extents are at least 1"
-            )
+            raise TcError(f"{what} would have the shape {shape_text(extents)}", shape[0].span, "extents are at least 1")
         return extents
-
-    def error(self, message: str, span: Span, hint: str) -> TcError:
-        return TcError(message, span, hint)
 
 
 def _int(value: int | float, e: Expr) -> int:
@@ -130,8 +125,3 @@ def _short(value: float) -> str:
     """A number as it is written, as short as it can be."""
     short = f"{value:g}"
     return short if float(short) == value else str(value)
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    """`[4, 16]`"""
-    return "[" + ", ".join(map(str, shape)) + "]"

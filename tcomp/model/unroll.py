@@ -24,7 +24,7 @@ from tcomp.dsl.ast import (
     TensorRef,
 )
 from tcomp.dsl.decode import decoding
-from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape
+from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape, shape_text
 from tcomp.dsl.errors import TcError, quoting
 from tcomp.dsl.recipes import RECIPES, Recipe
 from tcomp.dsl.storage import binding, bound
@@ -32,7 +32,7 @@ from tcomp.dsl.variants import QUANTISED, mentioned, under
 from tcomp.errors import UserError
 from tcomp.model.dimensions import model_dims, one_of
 from tcomp.model.graph import Early, Graph, Node, Parameter, Quantised, Tensor, View
-from tcomp.model.operands import Operands, shape_text
+from tcomp.model.operands import Operands
 from tcomp.model.reach import check_reach
 from tcomp.model.request import StepRequest
 
@@ -122,7 +122,7 @@ class Unrolling(Operands):
             bounds[i.name] = 0 if i.below is None else self.integer(i.below, {})
             if i.below is not None and bounds[i.name] < 1:
                 hint = "bound it by how many there are, such as the rows of the table that it picks"
-                raise self.error(f"no value of '{i.name}' is from 0 on and below {bounds[i.name]}", i.span, hint)
+                raise TcError(f"no value of '{i.name}' is from 0 on and below {bounds[i.name]}", i.span, hint)
         states = {}
         for x in self.model.states:
             states[self.declare(x.name, x.dtype, self.shape(x.shape, f"'{x.name}'"), "state")] = x.op
@@ -132,7 +132,7 @@ class Unrolling(Operands):
         self.statements(self.model.forward, {}, "")
         loss = self.result(self.model.loss, "loss")
         if loss.elements != 1:
-            raise self.error(f"the loss '{self.model.loss}' has shape {shape_text(loss.shape)}", self.model.span,
+            raise TcError(f"the loss '{self.model.loss}' has shape {shape_text(loss.shape)}", self.model.span,
                              "a loss is a scalar; reduce it, for example with 'mean'")  # fmt: skip
         logits = None if self.model.logits is None else self.result(self.model.logits, "logits")
         return Graph(
@@ -159,7 +159,7 @@ class Unrolling(Operands):
 
     def result(self, name: str, what: str) -> View:
         if name not in self.environment:
-            raise self.error(
+            raise TcError(
                 f"the model's {what} '{name}' is never computed",
                 self.model.span,
                 "compute it in `forward`, or name another result",
@@ -173,7 +173,7 @@ class Unrolling(Operands):
             if isinstance(s, ForLayers):
                 extent = self.integer(s.extent, index)
                 if extent > _MOST_LAYERS:
-                    raise self.error(
+                    raise TcError(
                         f"{extent} layers are more than the {_MOST_LAYERS} that can be planned",
                         s.span,
                         "give the model fewer",
@@ -186,12 +186,12 @@ class Unrolling(Operands):
     def call(self, c: OpCall, index: dict[str, int], prefix: str) -> None:
         op = self.module.ops.get(c.op)
         if op is None:
-            raise self.error(f"there is no op '{c.op}'", c.span, "declare it, or import the file that does")
+            raise TcError(f"there is no op '{c.op}'", c.span, "declare it, or import the file that does")
         keywords = dict(c.keywords)
         given: dict[str, TensorRef | Expr] = dict(zip([p.name for p in op.params], c.args, strict=False))
         for p in op.params[len(c.args) :]:
             if p.name not in keywords:
-                raise self.error(f"'{op.name}' gets no operand '{p.name}'", c.span, "pass it by position or by name")
+                raise TcError(f"'{op.name}' gets no operand '{p.name}'", c.span, "pass it by position or by name")
             given[p.name] = keywords.pop(p.name)
         real = self.real(op, given, c)
         op = self.at(op, real)
@@ -199,7 +199,7 @@ class Unrolling(Operands):
         for p in op.params:
             operands[p.name] = self.operand(given[p.name], p.dtype, p.shape == (), index, c)
         if any(p.inout and not self.may_change(operands[p.name].tensor) for p in op.params):
-            raise self.error(
+            raise TcError(
                 f"op '{op.name}' changes its operands, so a forward pass cannot call it",
                 c.span,
                 "write an op with a result in place of the inout operand",
@@ -208,7 +208,7 @@ class Unrolling(Operands):
             if p.inout:
                 self.extend_cache(operands[p.name], p.name, c)
         if len(c.args) > len(op.params) or len(c.results) != len(op.outputs):
-            raise self.error(
+            raise TcError(
                 f"'{op.name}' takes {len(op.params)} operands and gives {len(op.outputs)} results, "
                 f"here {len(c.args)} and {len(c.results)}",
                 c.span,
@@ -256,7 +256,7 @@ class Unrolling(Operands):
                         "each call needs a part of its own: give the cache an axis for both, and the ops two names, so "
                         "that `decode` can tell them apart"
                     )
-                raise self.error(
+                raise TcError(
                     f"'{operand}' of '{c.op}' is here a part of cache '{part.tensor.name}' that {who} writes too",
                     c.span,
                     hint,
@@ -277,7 +277,7 @@ class Unrolling(Operands):
         try:
             return binding(op, tensors, self.recipe.storage)
         except TcError as e:
-            raise self.error(e.message, c.span, e.hint) from None
+            raise TcError(e.message, c.span, e.hint) from None
 
     def at(self, op: Op, real: DType) -> Op:
         """The op with `real` bound: one object per op and type."""
