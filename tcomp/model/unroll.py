@@ -216,27 +216,42 @@ class Unrolling(Operands):
             )
         static = {n: self.integer(e, index) for n, e in keywords.items()}
         dims, shapes = self.bind(op, operands, static, c, prefix)
+        operands |= self.results(op, shapes, c, index, prefix)
+        parameters = [v.tensor.name for v in operands.values() if v.tensor.kind == "parameter"]
+        label = " ".join([f"{prefix}{op.name}", *parameters])
+        self.nodes.append(self.annotated(Node(op, dims, operands, label, c.span, real=real), c.annotations, index))
+
+    def results(
+        self, op: Op, shapes: Mapping[str, tuple[int, ...]], c: OpCall, index: dict[str, int], prefix: str
+    ) -> dict[str, View]:
+        """The tensors that a call gives, under the names of the op; those of the text now stand for them."""
+        found = {}
         for o, r in zip(op.outputs, c.results, strict=True):
             dropped = r.name == "_"
             name = prefix + (f"{op.name}.{o.name}" if dropped else r.name)
             tensor = Tensor(self.unique(name), o.dtype, shapes[o.name], self.made, f"{prefix}{op.name}")
-            operands[o.name] = tensor.whole()
+            found[o.name] = tensor.whole()
             if not dropped:
                 self.environment[r.name] = self.reshaped(tensor.whole(), r, index)
-        parameters = [v.tensor.name for v in operands.values() if v.tensor.kind == "parameter"]
-        label = " ".join([f"{prefix}{op.name}", *parameters])
-        marked = any(a.function == "recompute" for a in c.annotations)
-        recompute = frozenset(o.name for o in op.outputs) if marked else frozenset()
-        asked = [max(0, self.integer(a.args[0], index)) for a in c.annotations if a.function == "chunks"]
-        together = next((a.args[0] for a in c.annotations if a.function == "at_once"), None)
-        both = together.id if isinstance(together, Name) else ""
-        early = next((_early(a) for a in c.annotations if a.function == "early"), None)
+        return found
+
+    def annotated(self, node: Node, annotations: tuple[Call, ...], index: dict[str, int]) -> Node:
+        """The node with what is asked for behind its call."""
+        marked = any(a.function == "recompute" for a in annotations)
+        asked = [max(0, self.integer(a.args[0], index)) for a in annotations if a.function == "chunks"]
+        together = next((a.args[0] for a in annotations if a.function == "at_once"), None)
         first, gradients = (
-            tuple(self.quantised(a, real) for a in c.annotations if a.function == name) for name in QUANTISED
+            tuple(self.quantised(a, node.real) for a in annotations if a.function == name) for name in QUANTISED
         )
-        node = Node(op, dims, operands, label, c.span, recompute, real, max(asked, default=1), both, early)
-        gradient = gradients[0] if gradients else None
-        self.nodes.append(replace(node, quantised=first, quantised_gradient=gradient))
+        return replace(
+            node,
+            recompute=frozenset(o.name for o in node.op.outputs) if marked else frozenset(),
+            chunks=max(asked, default=1),
+            at_once=together.id if isinstance(together, Name) else "",
+            early=next((_early(a) for a in annotations if a.function == "early"), None),
+            quantised=first,
+            quantised_gradient=gradients[0] if gradients else None,
+        )
 
     def may_change(self, tensor: Tensor) -> bool:
         """May a call write the tensor?"""
