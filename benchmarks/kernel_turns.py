@@ -12,6 +12,10 @@ those of all: two processes that ran the same code have differed by 5%. Turns go
 moves on by one each time. A line is an op of all layers; its ratio is that of a variant's time to the first program's
 in the same turn: median (lower and upper quartile), then the ratio of least times. Without --all only what is compiled
 otherwise is shown. Gradients are held against the first program's before any turn counts.
+
+Pages lie at random, and with them the cache sets in which operands meet: the same code has differed by 8% between two
+arenas. `--arenas N` takes the turns in each of N; a ratio is then the mean of the arenas' medians (least and greatest
+of them). A difference below 5% is worth no less.
 """
 
 from __future__ import annotations
@@ -50,6 +54,8 @@ from tcomp.schedule.lower import LoweredOp, lower
 LAYER = re.compile(r"\b[a-z_]*\d+\.")
 """What a label says of the layer"""
 SYMBOL = re.compile(rb"tc_[0-9a-f]{32}_")
+Times = dict[str, list[dict[str, float]]]
+"""Seconds by line in each turn, by variant"""
 TOLERANCE = {"f32": 1e-4, "bf16": 0.05}
 """Largest difference of a gradient from the first program's, as a part of the tensor's largest value"""
 
@@ -195,18 +201,18 @@ class Turns:
             seconds[line] = seconds.get(line, 0.0) + float(spent)
         return seconds
 
-    def code(self, name: str, program: str) -> dict[str, list[bytes]]:
-        """What each line's launches are compiled to, without the names that hold a digest of the compiler's sources."""
-        m = self.made[name]
-        known = {k: SYMBOL.sub(b"", c.object) for k, c in m.compiled.items()}
-        code: dict[str, list[bytes]] = {}
-        for x in m.step.programs[program]:
-            code.setdefault(line_of(x.label), []).append(known[x.kernel])
-        return code
-
     def gradients(self) -> dict[str, NDArray[np.float32]]:
         slots = self.executor.step.slots.values()
         return {s.name: self.executor.read(s.name).astype(np.float32) for s in slots if s.kind == "gradient"}
+
+
+def code_of(m: Made, program: str) -> dict[str, list[bytes]]:
+    """What each line's launches are compiled to, without the names that hold a digest of the compiler's sources."""
+    known = {k: SYMBOL.sub(b"", c.object) for k, c in m.compiled.items()}
+    code: dict[str, list[bytes]] = {}
+    for x in m.step.programs[program]:
+        code.setdefault(line_of(x.label), []).append(known[x.kernel])
+    return code
 
 
 def line_of(label: str) -> str:
@@ -242,9 +248,9 @@ def checked(turns: Turns, names: Sequence[str], precision: str, allowed: float |
 
 def compared(
     turns: Turns, names: Sequence[str], program: str, rounds: int, told: Callable[[int], None] = lambda _: None
-) -> dict[str, list[dict[str, float]]]:
+) -> Times:
     """Seconds by line in each turn, by variant. The order of the programs moves on by one each turn."""
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    times: Times = {name: [] for name in names}
     for turn in range(rounds):
         for i in range(len(names)):
             name = names[(turn + i) % len(names)]
@@ -253,24 +259,48 @@ def compared(
     return times
 
 
-def table(times: Mapping[str, list[dict[str, float]]], lines: Sequence[str]) -> str:
+def in_arenas(made: Mapping[str, Made], threads: int, count: int, taken: Callable[[Turns, int], Times]) -> list[Times]:
+    """What is `taken` of the programs in each of so many arenas, by their numbers. An arena is mapped while the one
+    before is still there, whose pages it would get again."""
+    found: list[Times] = []
+    turns = Turns(made, threads)
+    try:
+        for number in range(count):
+            if number:
+                before, turns = turns, Turns(made, threads)
+                before.executor.close()
+                del before
+            found.append(taken(turns, number))
+    finally:
+        turns.executor.close()
+    return found
+
+
+def table(arenas: Sequence[Times], lines: Sequence[str]) -> str:
     """As Markdown, with all lines together last."""
-    first, *others = times
-    head = ["op", f"{first}, ms", "least", *(f"{name}, ratio (quartiles), of least" for name in others)]
+    first, *others = arenas[0]
+    spread = "quartiles" if len(arenas) == 1 else "arenas"
+    head = ["op", f"{first}, ms", "least", *(f"{name}, ratio ({spread}), of least" for name in others)]
     out = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for line in [*lines, ""]:
-        taken = {
-            n: [t.get(line, float("nan")) if line else sum(t.values()) for t in of_turns]
-            for n, of_turns in times.items()
-        }
-        base = taken[first]
+        taken = [
+            {n: [t.get(line, float("nan")) if line else sum(t.values()) for t in of] for n, of in times.items()}
+            for times in arenas
+        ]
+        base = [seconds for times in taken for seconds in times[first]]
         cells = [line or "the program", f"{1e3 * statistics.median(base):.3f}", f"{1e3 * min(base):.3f}"]
-        for name in others:
-            ratios = [b / a for a, b in zip(base, taken[name], strict=True)]
-            low, middle, high = np.percentile(ratios, (25, 50, 75))
-            cells.append(f"{middle:.3f} ({low:.3f} .. {high:.3f}), {min(taken[name]) / min(base):.3f}")
+        cells += [ratios([(times[first], times[name]) for times in taken]) for name in others]
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out) + "\n"
+
+
+def ratios(arenas: Sequence[tuple[list[float], list[float]]]) -> str:
+    """What a line's cell says of the second list's seconds to the first one's."""
+    within = [[b / a for a, b in zip(base, other, strict=True)] for base, other in arenas]
+    medians = [statistics.median(r) for r in within]
+    low, high = np.percentile(within[0], (25, 75)) if len(arenas) == 1 else (min(medians), max(medians))
+    least = statistics.mean(min(other) / min(base) for base, other in arenas)
+    return f"{statistics.mean(medians):.3f} ({low:.3f} .. {high:.3f}), {least:.3f}"
 
 
 def request_of(args: argparse.Namespace) -> StepRequest:
@@ -296,13 +326,14 @@ def main(arguments: Sequence[str]) -> None:
         help="forward and backward, or the update",
     )
     parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--arenas", type=int, default=1, help="memories in each of which turns are taken")
     parser.add_argument("--tolerance", type=float, help="of gradients [default: by precision]")
     parser.add_argument("--variant", action="append", default=[], type=variant_of)
     parser.add_argument("--all", action="store_true", help="lines of equal code too")
     parser.add_argument("--keep", type=Path, help=argparse.SUPPRESS)  # what `made_there` asks of another checkout
     args = parser.parse_args(arguments)
-    if args.turns < 1:
-        parser.error("--turns: one or more")
+    if min(args.turns, args.arenas) < 1:
+        parser.error("--turns, --arenas: one or more")
     if len({"here", *(v.name for v in args.variant)}) <= len(args.variant):
         parser.error("--variant: each has a name of its own, other than here")
     threads, request = common.device_for(threads=args.threads).threads, request_of(args)
@@ -312,13 +343,15 @@ def main(arguments: Sequence[str]) -> None:
         return
     for v in args.variant:
         made[v.name] = made_there(v.python, arguments) if v.python else made_here(request, threads, v)
-    turns, names = Turns(made, threads), list(made)
-    try:
+    names = list(made)
+
+    def taken(turns: Turns, arena: int) -> Times:
         checked(turns, names, args.precision, args.tolerance)
-        times = compared(turns, names, args.program, args.turns, lambda n: common.note(f"turn {n} of {args.turns}"))
-    finally:
-        turns.executor.close()
-    code = {name: turns.code(name, args.program) for name in names}
+        told = f"of {args.turns}" + f" in arena {arena + 1} of {args.arenas}" * (args.arenas > 1)
+        return compared(turns, names, args.program, args.turns, lambda n: common.note(f"turn {n} {told}"))
+
+    times = in_arenas(made, threads, args.arenas, taken)
+    code = {name: code_of(made[name], args.program) for name in names}
     other = [line for line in code["here"] if any(c.get(line) != code["here"][line] for c in code.values())]
     print(table(times, list(code["here"]) if args.all else other), end="")
 

@@ -8,7 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_turns import Made, Turns, Variant, checked, compared, made_here, request_of, table, variant_of
+from kernel_turns import (
+    Made,
+    Times,
+    Turns,
+    Variant,
+    checked,
+    code_of,
+    compared,
+    in_arenas,
+    made_here,
+    request_of,
+    table,
+    variant_of,
+)
 
 from tcomp.dsl.files import library
 from tcomp.errors import UserError
@@ -31,11 +44,34 @@ def test_variants_take_turns_on_one_arena(made: dict[str, Made]) -> None:
     times = compared(turns, ["here", "few"], "micro_first", 3)
     assert [len(t) for t in times.values()] == [3, 3]
     assert all(seconds > 0 for t in times.values() for row in t for seconds in row.values())
-    here, few = (turns.code(n, "micro_first") for n in ("here", "few"))
+    here, few = (code_of(made[n], "micro_first") for n in ("here", "few"))
     assert [line for line in here if here[line] != few[line]] == ["linear qkv_w qkv_b"]
-    lines = table(times, ["linear qkv_w qkv_b"]).splitlines()
+    lines = table([times], ["linear qkv_w qkv_b"]).splitlines()
     assert lines[2].startswith("| linear qkv_w qkv_b |") and lines[3].startswith("| the program |")
     turns.executor.close()
+
+
+def test_turns_are_taken_in_several_arenas(made: dict[str, Made]) -> None:
+    """Each is other memory than the one before."""
+    places = []
+
+    def taken(turns: Turns, number: int) -> Times:
+        places.append((number, turns.executor.array("loss").ctypes.data))
+        return compared(turns, ["here", "few"], "micro_first", 1)
+
+    assert len(in_arenas(made, 1, 3, taken)) == 3
+    (first, a), (second, b), (third, c) = places
+    assert (first, second, third) == (0, 1, 2) and a != b != c
+
+
+def test_a_ratio_of_several_arenas_is_the_mean_of_their_medians() -> None:
+    """One odd turn of an arena says nothing; an odd arena shows."""
+    first = {"here": [{"x": 1.0}] * 3, "other": [{"x": 0.9}, {"x": 0.9}, {"x": 5.0}]}
+    second = {"here": [{"x": 2.0}] * 3, "other": [{"x": 2.2}, {"x": 2.2}, {"x": 2.2}]}
+    head, _, line, _ = table([first, second], ["x"]).splitlines()
+    assert "other, ratio (arenas), of least" in head
+    assert line == "| x | 1500.000 | 1000.000 | 1.000 (0.900 .. 1.100), 1.000 |"
+    assert "| 1.100 (1.100 .. 1.100), 1.100 |" in table([second], ["x"])
 
 
 def test_a_wrong_variant_is_refused(made: dict[str, Made]) -> None:
