@@ -57,6 +57,7 @@ MORE = [
     ("matmul", "odd", DType.F16, "sm_100a"),
     ("matmul.backward", "ragged", DType.BF16, "sm_100a"),
     ("linear_gelu", "wide", DType.BF16, "sm_100a"),
+    ("linear_gelu.backward", "ragged", DType.F16, "sm_100a"),
     ("attention", "long", DType.F16, "sm_80"),
     ("linear_residual", "tiny", DType.BF16, "sm_90a"),
     ("attention.backward", "heads of 128", DType.BF16, "sm_90a"),

@@ -84,13 +84,20 @@ def rings_of(body: Sequence[Statement]) -> Iterator[tuple[Loop | Pack, int]]:
 
 
 def summed_in_tensor_memory(s: Statement) -> Compute | None:
-    """The product that is all a pipe loop does with what it copies, where its sum is in tensor memory."""
+    """The product whose sum is in tensor memory, where it is all that a pipe loop does with what it copies, but for
+    sums of the same tiles by threads."""
     if not isinstance(s, Loop) or s.level != "pipe":
         return None
-    rest = s.body[len(leading_packs(s)) :]
-    product = rest[0] if len(rest) == 1 else None
+    packs = leading_packs(s)
+    product, *others = s.body[len(packs) :] or (None,)
     if not isinstance(product, Compute) or product.instruction not in IN_TENSOR_MEMORY or not product.accumulate:
         return None
+    tiles = {p.buffer for p in packs}
+    for o in others:
+        if not isinstance(o, Compute) or o.instruction or not o.accumulate:
+            return None
+        if not {a.tensor for a in accesses_of(o)} <= {o.target.tensor, *tiles} - {product.target.tensor}:
+            return None
     return product
 
 

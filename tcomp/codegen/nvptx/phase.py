@@ -122,7 +122,7 @@ class PhaseGenerator:
             one = partial(self._blocks, blocks)
             others = {"deliverer": one} if self.copies.handed else {}
             if self.tensor.products:
-                others["multiplier"] = partial(self._multiply, one)
+                others["multiplier"] = partial(self.tensor.by_multiplier, one)
             self.roles.apart(producer, partial(self._produce, blocks), partial(self._whole, blocks), others)
         if size > 1:
             self.em.cluster_barrier()  # a peer may still write into this block, or tell its mbarriers
@@ -186,13 +186,6 @@ class PhaseGenerator:
     def _produce(self, blocks: int) -> None:
         self._blocks(blocks)
         self.copies.finish()
-
-    def _multiply(self, turns: Callable[[], None]) -> None:
-        if not self.paired:
-            turns()
-            return
-        rank = self.em.cluster_rank()
-        self.em.when(self.em.here().icmp_signed("==", rank, self.em.i64(0)), turns)
 
     def _whole(self, blocks: int) -> None:
         if self.staggered or (self.em.sides > 1 and not self.tensor.products):
@@ -304,7 +297,7 @@ class PhaseGenerator:
         """Is there something in it for the producer (or the deliverer) that is being written?"""
         if self.roles.now == "producer":
             return any(True for _ in rings_of((s,)))
-        if self.roles.now == "multiplier":
+        if self.roles.now in ("multiplier", "relay"):
             return any(id(x) in self.tensor.products for x in statements_in((s,)))
         handed = (isinstance(u, Unpack) and u.buffer in self.copies.handed for u in statements_in((s,)))
         return any(handed) or id(s) in self.last_turns

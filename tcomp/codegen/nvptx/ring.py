@@ -12,6 +12,7 @@ first waits for `empty` return at once. PTX ISA, section 9.7.13.15 (mbarrier).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from llvmlite import ir
 
@@ -21,6 +22,10 @@ from tcomp.codegen.nvptx.emitter import SHARED, GpuEmitter
 
 BYTES = 8
 """of one mbarrier"""
+Pair = Literal["", "copied", "relayed", "read"]
+"""What the first block of a pair is told of, at its own barriers: that both blocks' copies are there, by the copy
+engine or, where each block's threads wait for them as well, by a thread of the second; that both blocks' threads have
+read the sums of both."""
 
 
 class Position:
@@ -93,16 +98,16 @@ class Position:
 class Ring:
     """The barriers of `stages` copies, at `barriers` in shared memory; `readers` warps release each copy. In a
     `cluster` of several blocks each fills a part of all blocks' copies, and so waits for the readers of all. The copy
-    engine fills a copy for one thread, or so many warps do (`fillers`), and one thread reads it. Of `paired` blocks the
-    first one's barriers are told of what both have: copies for products, and sums that were read."""
+    engine fills a copy for one thread, or so many warps do (`fillers`), and one thread reads it. Of a `pair` of
+    blocks the first one's barriers are told of both (`Pair`)."""
 
     def __init__(
         self, em: GpuEmitter, barriers: IrValue, stages: int, readers: int, cluster: int = 1, fillers: int = 1,
-        paired: bool = False,
+        pair: Pair = "",
     ) -> None:  # fmt: skip
         self.em, self.barriers, self.stages = em, barriers, stages
-        self.readers = readers if paired else readers * cluster
-        self.cluster, self.fillers, self.paired = cluster, fillers, paired
+        self.readers = readers if pair else readers * cluster
+        self.cluster, self.fillers, self.pair = cluster, fillers, pair
         self.scope = "cta" if cluster == 1 else "cluster"
         self.uniform = False
         """reach the barriers from an address that the assembler sees is the same for all lanes"""
@@ -110,11 +115,16 @@ class Ring:
 
     def start(self) -> None:
         """Initialise the barriers: by one thread, with a fence and a barrier of the block to follow."""
+        em = self.em
+        fillers: Int = self.fillers
+        if self.pair == "relayed":
+            rank = em.cluster_rank()
+            fillers = em.here().sub(em.i64(2), rank)
         for s in range(self.stages):
-            for first, count in ((0, self.fillers), (self.stages, self.readers)):
+            for first, count in ((0, fillers), (self.stages, self.readers)):
                 place = self._at(s, first)
-                self.em.here()
-                self.em.nvvm("mbarrier.init.shared", args=[place, self.em.i64(count)])
+                em.here()
+                em.nvvm("mbarrier.init.shared", args=[place, em.i64(count)])
 
     # ---------------------------------------------------------------------------------- the filling side
 
@@ -126,7 +136,7 @@ class Ring:
             self.wait_empty()
         full = self._at(slot, 0)
         text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;"
-        if self.paired:
+        if self.pair == "copied":
             rank = em.cluster_rank()
             text = f"{{ .reg .pred first; setp.eq.u32 first, $2, 0; @first {text} }}"
             em.here()
@@ -161,12 +171,21 @@ class Ring:
         register of a producer, which has few."""
         self.em.effect(f"mbarrier.arrive.shared::cta.b64 _, [{name}];")
 
+    def relay(self) -> None:
+        """This thread, of the second block, tells the first that the next copy is full here."""
+        em = self.em
+        slot = self.wait_full()
+        there = self._barriers_of("first block", lambda: em.i64(0))
+        place = em.here().add(there, em.i64(em.mul(slot, BYTES)))
+        em.effect("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [$0];", "r", [place])
+        self.reading.advance()
+
     # ---------------------------------------------------------------------------------- the reading side
 
     def wait_full(self) -> Int:
         """Wait until the next copy is filled; gives it."""
         slot = self.reading.slot
-        self._wait(self._at(slot, 0), self.reading.parity, self.scope if self.paired else "cta")
+        self._wait(self._at(slot, 0), self.reading.parity, self.scope if self.pair else "cta")
         return slot
 
     def others(self, count: int, before: bool) -> None:
@@ -186,13 +205,13 @@ class Ring:
         em = self.em
         if loose is not None:
             em.between("fence.acq_rel.cta;", loose)
-        if self.cluster == 1:
+        if self.cluster == 1 or self.pair == "relayed":
             self._by_warp(self._at(slot, self.stages))
             return
         em.here()
         em.nvvm("bar.warp.sync", args=[em.i64(-1)])
         lane = em.lane()
-        told = 1 if self.paired else self.cluster
+        told = 1 if self.pair else self.cluster
         em.when(em.here().icmp_signed("<", lane, em.i64(told)), lambda: self._tell_peer(slot))
 
     def released(self) -> None:

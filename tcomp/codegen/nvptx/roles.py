@@ -22,8 +22,8 @@ PRODUCERS = ("producer", "deliverer", "multiplier")
 
 
 class Roles:
-    """`now` says for whom statements are being written: "all", "producer", "deliverer", "multiplier" or
-    "consumer"."""
+    """`now` says for whom statements are being written: "all", "producer", "deliverer", "multiplier", "relay" (a pair's
+    second block has one in place of a multiplier) or "consumer"."""
 
     now = "all"
 

@@ -21,6 +21,7 @@ from llvmlite import ir
 from tcomp.codegen.llvm.emitter import Int
 from tcomp.codegen.llvm.integers import Affine, affine_form
 from tcomp.codegen.llvm.types import I8, I32, VOID, IrValue
+from tcomp.codegen.nvptx.beside import sums_beside
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
@@ -189,6 +190,22 @@ class TensorMemory:
         offset = em.add(em.mul(slot, p.columns), p.first)
         return em.here().add(self.address, em.i64(offset))
 
+    def by_multiplier(self, turns: Callable[[], None]) -> None:
+        """The multiplier's turns of the grid: of a pair only the first block has one. In the second the thread tells
+        that tiles are there, where their ring does not."""
+        generator = self.generator
+        if not generator.paired:
+            turns()
+            return
+
+        def relay() -> None:
+            if any(ring.pair == "relayed" for ring in generator.copies.rings.values()):
+                generator.roles.now = "relay"
+                turns()
+
+        rank = self.em.cluster_rank()
+        self.em.either(self.em.here().icmp_signed("==", rank, self.em.i64(0)), turns, relay)
+
     def multiply(self, loop: Loop, turns: Turns) -> None:
         """The multiplier's part of a loop: `turns` runs a body for every turn, with its tiles in place."""
         em, p, ring = self.em, self.products[id(loop)], self.rings[id(loop)]
@@ -197,7 +214,7 @@ class TensorMemory:
         em.asm(_AFTER, VOID, "~{memory}", effect=True)
         address = self._accumulator(p, ring.filling.slot)
         turns(lambda first: p.multiply(address, first))
-        commit(em, ring.full_place(), ring.cluster, ring.paired)
+        commit(em, ring.full_place(), ring.cluster, bool(ring.pair))
         ring.filling.advance()
 
     def collect(self, loop: Loop) -> None:
@@ -266,6 +283,10 @@ def _check(generator: PhaseGenerator, loop: Loop, node: Compute) -> None:
     if any(p.by != "tma" for p in packs) or not read <= {p.buffer for p in packs}:
         raise Unsupported(f"{name} multiplies tiles that its pipe loop stages by tma", node.span,
                           "stage both operands in shared at the loop of the sum by tma")  # fmt: skip
+    beside = len(loop.body) > len(packs) + 1
+    if beside and (kernel.gpu.sides > 1 or not sums_beside(loop, generator.scope)):
+        raise Unsupported(f"{name} beside sums that warps join, or by sides of a block", node.span,
+                          "sum in a kernel of its own")  # fmt: skip
     if not starts_from_zero(generator.phase, loop, node):
         raise Unsupported(f"{name} would add to what '{node.target.tensor}' holds already", node.span,
                           "let the sum begin in front of its pipe loop")  # fmt: skip

@@ -93,7 +93,12 @@ class TensorPipe:
         if self.collected and self.phase.roles.now == "multiplier":
             self.phase.tensor.multiply(loop, self._multiplied)
             return
+        if self.collected and self.phase.roles.now == "relay":
+            em.repeat(start, stop, loop.step, lambda _: ring.relay())
+            return
         if self.collected and self.phase.roles.computing:
+            if self.beside:
+                em.repeat(start, stop, loop.step, self._read)
             self.phase.tensor.collect(loop)
             return
         if not self.phase.roles.computing:
@@ -143,10 +148,19 @@ class TensorPipe:
                 b = em.here()
                 first = b.zext(b.icmp_signed("==", em.i64(base), em.i64(self.start)), I32)
                 products(first)
-            commit(em, ring.empty_place(slot), ring.cluster, ring.paired)
+            commit(em, ring.empty_place(slot), ring.cluster, bool(ring.pair))
             ring.reading.advance()
 
         em.repeat(self.start, self.stop, self.loop.step, turn)
+
+    def _read(self, base: Int) -> None:
+        """A turn of threads that sum what a multiplier multiplies."""
+        slot = self.ring.wait_full()
+        with self.em.frame(), self.at(base, slot):
+            for s in self.beside:
+                self.phase.compute(s)
+        self.ring.release(slot, self.loose)
+        self.ring.reading.advance()
 
     def _turns_of_a_side(self) -> int:
         """The turns of each run of the loop, which sides of a block must know of each other."""
@@ -363,6 +377,6 @@ class TensorPipe:
         for p in self.packs:
             to = self._displaced(self.tiles[p.buffer], slot)
             address, share = copies.map_address(p), copies.share(p)
-            tensor_copy.issue(self.em, self.scope, p, address, to, full, share, ring.paired)
+            tensor_copy.issue(self.em, self.scope, p, address, to, full, share, ring.pair == "copied")
         self.phase.unbind(self.loop.variable)
         ring.filling.advance()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from tcomp.codegen.llvm.types import I8, I32, IrValue
+from tcomp.codegen.nvptx.beside import sums_beside
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
@@ -20,7 +21,7 @@ from tcomp.codegen.nvptx.layout import (
     summed_in_tensor_memory,
 )
 from tcomp.codegen.nvptx.phase_facts import repeated_in
-from tcomp.codegen.nvptx.ring import Ring
+from tcomp.codegen.nvptx.ring import Pair, Ring
 from tcomp.codegen.nvptx.tensor_copy import Share, map_of, map_of_result
 from tcomp.codegen.nvptx.tensor_tile import TensorTile
 from tcomp.ir.multicast import shared_packs
@@ -67,17 +68,19 @@ class TensorRings:
             stages = ring_copies(node, stages, em.sides)
             leaders = delivered.get(node.buffer, 0) if isinstance(node, Pack) else 0
             multiplied = summed_in_tensor_memory(node) is not None
+            beside = isinstance(node, Loop) and bool(sums_beside(node, generator.scope))
+            readers = int(multiplied) + em.threads.warps * (beside or not multiplied)
             paired = multiplied and generator.paired
-            readers = 1 if multiplied else em.threads.warps
-            ring = Ring(em, place, stages, leaders or readers, 2 if paired else peers, paired=paired)
+            pair: Pair = ("relayed" if beside else "copied") if paired else ""
+            ring = Ring(em, place, stages, leaders or readers, 2 if paired else peers, pair=pair)
             self.rings[id(node)] = ring
             if isinstance(node, Pack):
                 self.tiles[id(node)] = TensorTile(generator, node, ring, id(node) in repeated, leaders)
         for number, product in generator.tensor.products.items():
             place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.accumulators[number])], source_etype=I8)
-            warps = em.threads.warps * (2 if generator.paired else 1)
             blocks = 2 if generator.paired else 1
-            ring = Ring(em, place, product.stages, warps, blocks, paired=generator.paired)
+            pair = "read" if generator.paired else ""
+            ring = Ring(em, place, product.stages, blocks * em.threads.warps, blocks, pair=pair)
             generator.tensor.rings[number] = ring
         for unpack in handed_over(phase, generator.kernel):
             place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.rings[id(unpack)])], source_etype=I8)

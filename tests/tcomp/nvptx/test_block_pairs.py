@@ -99,6 +99,38 @@ schedule f on sm_100a:
     agrees(source, {"M": m, "N": 392, "K": 136}, replace(B200, sms=8))
 
 
+BESIDE = """
+op f(X: bf16[M, N], W: bf16[M, K]) -> Y: f32[N, K], s: f32[N]:
+  Y[n, k] = sum m: X[m, n] * W[m, k]
+  s[n] = sum m: X[m, n]
+
+schedule f on sm_100a:
+  n -> {rows} / warpgroup(128) / mma
+  k -> grid.x(128) / mma
+  m -> grid.z({part}) / pipe(64, 3) / mma
+  n of s -> warpgroup(128) / lane / vec(4)
+  m of s -> lane.y(8) / unroll(2)
+  stage X, W in shared at m by tma
+  stage Y in shared at k by tma
+  use tcgen05 for Y
+  combine Y, s over m by {how}
+  {along_k}
+  producer warpgroup(40)
+  persistent
+"""
+
+
+@pytest.mark.parametrize("how", ["turns", "partials"])
+@pytest.mark.parametrize("rows", ["grid.y(256) / cluster(128)", "grid.y(512) / cluster(128)", "grid.y(128)"])
+def test_threads_sum_the_tiles_that_are_multiplied(how: str, rows: str) -> None:
+    """Of a pair of blocks each knows of its own tiles, and a thread of the second tells the first. (Blocks of four
+    clusters share tiles, and multiply alone.)"""
+    along_k = "combine s over k by partials" if how == "partials" else ""
+    source = BESIDE.format(rows=rows, part=256, how=how, along_k=along_k)
+    for name in ("Y", "s"):
+        agrees(source, {"M": 456, "N": 392, "K": 264}, replace(B200, sms=8), result=name)
+
+
 LEFT_OUT = {
     "the other block is not told that its tiles were read": (r"mov\.b16 blocks, 3;", "mov.b16 blocks, 1;", "deadlock"),
     "half of the bytes are announced": (r"@first mbarrier\.arrive\.expect_tx(.*), (%r\d+); }",
@@ -108,6 +140,17 @@ LEFT_OUT = {
     "sums are overwritten while they are loaded": ("tcgen05.fence::before_thread_sync;", "", "missing tcgen05.fence"),
     "columns are given back by neither": (r"tcgen05\.dealloc\.\S+ ", "//", "tensor memory misuse"),
 }  # fmt: skip
+
+
+def test_the_first_block_does_not_know_of_the_other_ones_tiles_unless_it_is_told() -> None:
+    source = BESIDE.format(rows="grid.y(256) / cluster(128)", part=512, how="turns", along_k="")
+    kernel = support.lowered(source, {"M": 512, "N": 256, "K": 128}, FOUR)
+    gpu = compile_kernel(kernel, FOUR)
+    told = "mbarrier.arrive.release.cluster.shared::cluster.b64"
+    broken = replace(gpu, ptx=re.sub(rf"{told}.*;", "", gpu.ptx))
+    assert gpu.ptx.count(told) == 1
+    with pytest.raises(KernelFault, match="deadlock"):
+        support.launch(kernel, broken, support.given(kernel, np.random.default_rng(1)), 100)
 
 
 @pytest.mark.parametrize("what", LEFT_OUT)

@@ -50,7 +50,7 @@ schedule f on sm_100a:
 """
 
 
-def agrees(source: str, dims: dict[str, int], machine: GpuMachine = FEW, order: int = 0) -> None:
+def agrees(source: str, dims: dict[str, int], machine: GpuMachine = FEW, order: int = 0, result: str = "Y") -> None:
     """Small integers: sums are exact in f32, and in bf16 after one rounding."""
     module = load_text(source, "f.tc")
     op, rng = module.ops["f"], np.random.default_rng(3)
@@ -61,9 +61,9 @@ def agrees(source: str, dims: dict[str, int], machine: GpuMachine = FEW, order: 
         if o.name in kernel.reads:
             given = rng.integers(-3, 4, o.shape).astype(np.float32)
             inputs[o.name] = values(stored(given, o.dtype), o.dtype)
-    found = virtual_run.execute(op, lowered, inputs, machine, Options(order=order))["Y"]
-    wanted = evaluate(op, module, inputs, dims)["Y"]
-    dtype = kernel.buffer("Y").dtype
+    found = virtual_run.execute(op, lowered, inputs, machine, Options(order=order))[result]
+    wanted = evaluate(op, module, inputs, dims)[result]
+    dtype = kernel.buffer(result).dtype
     assert np.array_equal(found, values(stored(wanted.astype(np.float32), dtype), dtype))
 
 
