@@ -152,12 +152,14 @@ def profile(executor: CpuExecutor, program: str) -> NDArray[np.float64]:
 
 
 def ready(executor: Executor, threads: int) -> None:
-    """Fresh parameters and random tokens: the step can run."""
+    """Fresh parameters and random inputs: the step can run."""
     initialise(executor, 0, threads)
     set_scalars(executor, {})
     rng = np.random.default_rng(0)
     for name, bound in executor.step.inputs.items():
-        executor.write(name, rng.integers(0, bound, executor.step.slots[name].shape, dtype=np.int32))
+        slot = executor.step.slots[name]
+        real = slot.dtype.is_float
+        executor.write(name, rng.standard_normal(slot.shape) if real else rng.integers(0, bound or 2, slot.shape))
 
 
 def _by_launch(executor: CpuExecutor, program: str, phases: Any) -> list[float]:

@@ -10,10 +10,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from tcomp.dsl.ast import DType
+from tcomp.dsl.load import load_text
 from tcomp.errors import UserError
+from tcomp.machine.cpu import detect
+from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.runtime.batches import Stream
+from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.data import TokenData, data_for
 from tcomp.runtime.examples import ExampleData, Input, open_examples
+from tcomp.runtime.roofline import ready
 from tcomp.runtime.values import values
 
 INPUTS = {
@@ -117,3 +123,27 @@ def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.safetensors").write_bytes(b"no tensors at all")
     with pytest.raises(UserError, match=r"b\.safetensors: not a whole safetensors file"):
         open_examples([tmp_path / "b.safetensors"], INPUTS, 4)
+
+
+def test_a_step_of_other_inputs_can_be_timed(objects: Path) -> None:
+    """As `tcomp roofline --measure` and finals of `tcomp tune` do."""
+    text = """
+op pick(x: bf16[B, C], at: i32[B]) -> y: f32[]:
+  y = sum b: x[b, at[b]]
+
+model picking(B):
+  config one: C = 3
+  input x: bf16[B, C]
+  input at: i32[B] below C
+  input unused: i32[B]
+  forward:
+    loss = pick(x, at)
+  loss loss
+"""
+    step = build_step(load_text(text), StepRequest("picking", "one", {"B": 5}, programs=("forward",)), detect(), 1)
+    executor = CpuExecutor(step, detect(), 1, objects)
+    ready(executor, 1)
+    executor.run("forward")
+    picked = np.take_along_axis(values(executor.read("x"), DType.BF16), executor.read("at")[:, None], 1)
+    assert executor.read("loss") == pytest.approx(picked.sum(), rel=1e-5)
+    executor.close()
