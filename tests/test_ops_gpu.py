@@ -42,7 +42,6 @@ from tests.reference.op_cases import (
     scalars,
     torch_backward,
 )
-from tests.turns import in_turns
 
 H100 = machine_for_target("sm_90a")
 LARGEST = 70
@@ -70,7 +69,6 @@ def run(op: Op, module: Module, dims: Dims, inputs: Arrays, machine: GpuMachine 
     return execute(lower(op, module, dims, machine), op, inputs, machine)
 
 
-@in_turns(3)
 @pytest.mark.parametrize("c", SMALL)
 def test_forward(c: Case) -> None:
     op, dims = library().ops[c.op], dict(c.dims)
@@ -78,7 +76,6 @@ def test_forward(c: Case) -> None:
     assert_close(run(op, library(), dims, inputs), evaluate(op, library(), inputs, dims), c.terms, "the oracle")
 
 
-@in_turns(3)
 @pytest.mark.parametrize("c", BACKWARD)
 def test_backward(c: Case) -> None:
     op, dims = backward_of(c.op, library()), dict(c.dims)
@@ -89,7 +86,6 @@ def test_backward(c: Case) -> None:
     assert_close(got, torch_backward(c, op, given, inputs), c.terms, "torch autograd")
 
 
-@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("c", TINY, ids=str)
 def test_default_schedules(c: Case) -> None:
@@ -104,7 +100,6 @@ def test_default_schedules(c: Case) -> None:
 OTHERS = ["sm_80", *(pytest.param(t, marks=pytest.mark.slow) for t in ("sm_89", "sm_100a")), "sm_120a"]
 
 
-@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("target", OTHERS)
 @pytest.mark.parametrize("name", ["linear_gelu", "attention", "layernorm"])
@@ -153,7 +148,6 @@ def assert_within_bf16(got: Arrays, want: Arrays, module_op: Op, terms: int) -> 
         assert (error <= bound).all(), f"{name}: off by up to {float((error / bound).max()):.1f} times the bound"
 
 
-@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("c", BF16, ids=str)
 def test_bf16_with_f32_sums(c: Case) -> None:

@@ -28,12 +28,11 @@ from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import LoweredOp, lower
 from tests.reference.random_ops import FUNCTIONS, RandomOp, random_schedule
 from tests.tcomp.tile_interpreter import Interpreter
-from tests.turns import in_turns
 
 Arrays = dict[str, np.ndarray]
 SCHEDULES = 6
 FEW = [2, 5, 8, 11]
-MANY = [pytest.mark.slow, in_turns(3)]
+MANY = pytest.mark.slow
 
 
 class Case:
@@ -130,7 +129,6 @@ def test_any_schedule_of_any_op(seed: int, backward: bool) -> None:
     keeps_its_meaning(seed, backward)
 
 
-@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("seed", range(100, 145))
@@ -156,7 +154,6 @@ def test_machine_code_of_the_default_schedule(seed: int, backward: bool) -> None
         executor.close()
 
 
-@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("seed", range(20))

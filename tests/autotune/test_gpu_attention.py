@@ -22,7 +22,6 @@ from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
 from tests.autotune.support import code
-from tests.turns import in_turns
 
 nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 PUBLISHED = {(f.backward, f.head, f.causal) for f in FIGURES}
@@ -103,7 +102,6 @@ def test_a_turn_of_a_short_loop_takes_no_less_than_one_of_a_long_loop() -> None:
     assert found[0] > found[1]
 
 
-@in_turns(2)
 @pytest.mark.slow
 @nvdisasm
 @pytest.mark.parametrize(
@@ -128,7 +126,6 @@ def test_full_attention_is_the_text_without_the_mask() -> None:
     assert operations(True, False) == 5 * operations(False, True)
 
 
-@in_turns(2)
 @nvdisasm
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s in PUBLISHED], ids=lambda s: shape_name(*s))

@@ -104,12 +104,11 @@ def test_a_second_search_goes_on_where_the_first_ended(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_budget_holds(tmp_path: Path) -> None:
-    """Within one candidate, though there are hundreds and each takes most of a second to build (twice that beside other
-    tests)."""
-    search = search_on(tmp_path, Plan(SHAPE, budget=10.0, ops=("linear",)), sluggish)
+    """Within one candidate, though there are hundreds and each takes most of a second to build (more beside others)."""
+    search = search_on(tmp_path, Plan(SHAPE, budget=6.0, ops=("linear",)), sluggish)
     started = time.monotonic()
     search.run()
-    assert time.monotonic() - started < 12.5
+    assert time.monotonic() - started < 6.0 + 5.0  # (a candidate, on a machine that is busy)
     assert any(kind not in ("default", "cut") for kind, _, _ in trials(tmp_path))
     assert search.lock.exists()
 

@@ -17,7 +17,6 @@ from tcomp.machine.gpu import H100, MACHINES, GpuMachine, machine_named
 from tcomp.model.request import StepRequest
 from tests.cli.support import Tcomp, refused
 from tests.tcomp import ptx_samples as samples
-from tests.turns import in_turns
 
 SMALL = ["gpt2", "--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "16"]
 
@@ -92,7 +91,6 @@ def test_our_own_kernels_have_no_findings(target: str, tcomp: Tcomp) -> None:
     assert result.out.count("tc_layernorm_0") == 1
 
 
-@in_turns(2)
 @pytest.mark.slow(seconds=11)
 @pytest.mark.parametrize("model,config,batch", [("gpt2", "124M", 4), ("gpt2", "124M", 16), ("llama", "smollm_135M", 4)])
 def test_a_full_size_step_by_the_shipped_lockfile_has_no_findings(

@@ -32,7 +32,6 @@ from tcomp.schedule.last_turn import kept_places
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import stored_inputs
 from tests.test_ops_gpu import execute
-from tests.turns import in_turns
 
 DIMS = {"B": 1, "T": 256, "H": 2, "D": 64}
 TARGETS = pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
@@ -140,7 +139,6 @@ ODD = {"B": 2, "T": 65, "H": 2, "D": 64}
 MULTI_HEAD, GROUPED = {"B": 1, "T": 260, "H": 2, "D": 64}, {"B": 1, "T": 332, "G": 1, "R": 2, "D": 128}
 
 
-@in_turns(2)
 @pytest.mark.parametrize(
     "name,dims,target",
     [
@@ -317,7 +315,6 @@ def test_backward_with_dq_added_in_any_order_is_as_near_to_the_oracle() -> None:
     assert_near(got, wanted, "dQKV")
 
 
-@in_turns(2)
 @pytest.mark.slow
 @TARGETS
 @pytest.mark.parametrize("head", [64, 128])
@@ -331,7 +328,6 @@ def test_shipped_schedules_assemble_without_a_finding(name: str, head: int, targ
             assert not assemble(compile_kernel(kernel, machine).ptx, target).findings, kernel.name
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens,head", [(65, 128), (130, 64), (257, 64), (1025, 64), (1023, 128)])
 def test_backward_of_any_length_runs_on_wgmma_without_a_spill(tokens: int, head: int) -> None:
@@ -344,7 +340,6 @@ def test_backward_of_any_length_runs_on_wgmma_without_a_spill(tokens: int, head:
     assert not assemble(ptx, "sm_90a").findings
 
 
-@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "tokens"),
@@ -389,7 +384,6 @@ def test_heads_wider_than_128_have_a_schedule_on_hopper(head: int) -> None:
     assert_near(got["dQKV"], evaluate(op, module, inputs, dims)["dQKV"], "dQKV")
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("head", [33, 72, 80, 96, 100, 104, 112])
 def test_heads_of_any_width_spill_nothing_on_hopper(head: int) -> None:

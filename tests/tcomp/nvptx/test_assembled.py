@@ -13,7 +13,6 @@ from tcomp.ir.tile import Compute, Kernel, Spread
 from tcomp.machine.targets import TARGETS
 from tests.tcomp.nvptx.gemm import product
 from tests.tcomp.nvptx.support import at, axis, fn, kernel, lanes, launch, machine, op, operand
-from tests.turns import in_turns
 
 WARPS = Spread(4, "x", 32, "x", 4, 128)
 
@@ -35,7 +34,6 @@ def functions() -> Kernel:
     return kernel([operand("X", 77), operand("Y", 77)], [[Compute(at("Y", "i"), value, (axis("i", 77, lanes()),))]])
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_every_target_takes_it(target: str) -> None:

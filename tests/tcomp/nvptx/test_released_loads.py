@@ -18,6 +18,7 @@ from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.launch import GpuKernel
+from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound
@@ -29,6 +30,7 @@ from tcomp.schedule.lower import lower
 from tests.reference.scoreboards import out_when_handed_back
 from tests.turns import in_turns
 
+pytestmark = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 FENCE = "fence.acq_rel.cta;"
 
 
