@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,12 +16,10 @@ from tcomp.errors import UserError
 if TYPE_CHECKING:
     from tcomp.autotune.apply import Applied
     from tcomp.cli.kept_steps import KeptStep
-    from tcomp.cli.settings import TrainSettings
     from tcomp.dsl.ast import Model, Module, Op
     from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
-    from tcomp.model.graph import Graph
     from tcomp.model.request import StepRequest
     from tcomp.model.step import Step
     from tcomp.runtime.device import Device
@@ -83,20 +80,6 @@ def only_model(module: Module, name: str) -> Model:
     if not models:
         raise UserError(f"{name}: the file declares no model", "name a model's file, such as gpt2")
     raise UserError(f"{name}: the file declares several models: {', '.join(module.models)}", "keep one in each file")
-
-
-def writes(model: Model) -> bool:
-    """Whether the model scores the word behind its tokens, as writing and answering need."""
-    return model.logits is not None and any(i.name == "tokens" for i in model.inputs)
-
-
-def check_writes(model: Model) -> None:
-    """UserError where it does not."""
-    if not writes(model):
-        raise UserError(
-            f"the model {model.name} takes no tokens, or names no logits, so it has no scores of words",
-            "a model that writes has an input `tokens` and a line `logits NAME`; `tcomp eval RUN` measures any",
-        )
 
 
 def find_op(module: Module, name: str) -> Op:
@@ -309,58 +292,6 @@ def library_name(file: Path) -> str:
 
     inside = library().resolve() in file.resolve().parents
     return file.resolve().relative_to(library().resolve()).as_posix().removesuffix(".tc") if inside else ""
-
-
-def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
-    """All numbers of a run's model, at the run's sizes."""
-    from tcomp.dsl.errors import quoting
-    from tcomp.model.dimensions import model_dims
-
-    model = only_model(module, settings.model)
-    sizes, dims = _run_sizes(model, settings)
-    with quoting(module.sources):
-        return model_dims(model, settings.config, sizes, dims)
-
-
-def longest_text(module: Module, settings: TrainSettings, most: int) -> int:
-    """How many positions, up to `most`, a run's model has: as many as its `require` lines take for T (positions beyond
-    those of a table that it learns would be read from elsewhere), and S, where it has one."""
-    from tcomp.dsl.errors import TcError
-
-    def taken(length: int) -> bool:
-        try:
-            numbers_of(module, replace(settings, length=length))
-        except TcError:
-            return False
-        return True
-
-    most = min(most, int(numbers_of(module, settings).get("S", most)))
-    return most if taken(most) else max(1, bisect_left(range(1, most), True, key=lambda n: not taken(n)))
-
-
-def vocabulary_of(module: Module, settings: TrainSettings) -> int:
-    """What the words of a run's data must be below, as its model's inputs say: gathers would leave their tensor."""
-    from tcomp.dsl.dims import evaluate_dim
-
-    numbers = numbers_of(module, settings)
-    bounds = (i.below for i in only_model(module, settings.model).inputs)
-    return min((int(evaluate_dim(e, numbers)) for e in bounds if e is not None), default=int(numbers.get("V", 1 << 16)))
-
-
-def graph_of(module: Module, settings: TrainSettings, precision: str | None = None) -> Graph:
-    """The graph of a run's model, at the run's sizes, in a precision (None: that of the model's text)."""
-    from tcomp.model.unroll import build_graph
-
-    model = only_model(module, settings.model)
-    sizes, dims = _run_sizes(model, settings)
-    return build_graph(module, model.name, settings.config, sizes, dims, precision)
-
-
-def _run_sizes(model: Model, settings: TrainSettings) -> tuple[dict[str, int], dict[str, Number]]:
-    """The sizes and the other numbers that a run keeps; a size that it does not keep is at its smallest."""
-    sizes, dims = own_sizes(model, settings.dims)
-    given = {n: size for n, size in (("B", settings.batch), ("T", settings.length)) if n in model.dims}
-    return dict.fromkeys(model.dims, 1) | given | sizes, dims
 
 
 def default_config(module: Module, file: str) -> str:

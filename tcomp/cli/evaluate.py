@@ -17,6 +17,7 @@ from tcomp.cli.command import Options, command
 from tcomp.cli.display import bars
 from tcomp.cli.limits import Range
 from tcomp.cli.options import MANY, RunOptions
+from tcomp.cli.run_model import check_writes, graph_of, vocabulary_of
 from tcomp.cli.settings import from_json
 from tcomp.errors import UserError
 
@@ -89,8 +90,8 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     asked = read_questions(own.choices, own.questions) if own.choices is not None else []
     module = common.load_module(settings.model)
     if asked:
-        common.check_writes(common.only_model(module, settings.model))
-    vocabulary = common.vocabulary_of(module, settings)
+        check_writes(common.only_model(module, settings.model))
+    vocabulary = vocabulary_of(module, settings)
     length = own.length or settings.length
     device = where.open()
 
@@ -109,7 +110,7 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     if asked:
         _answer(own, loaded, asked, vocabulary, length)
     else:
-        graph = common.graph_of(module, replace(settings, length=length), saved.manifest.precision)
+        graph = graph_of(module, replace(settings, length=length), saved.manifest.precision)
         inputs, paths = inputs_of(graph.inputs, graph.bounds), [Path(p) for p in (own.data or settings.data)]
         opened = data_for(paths, inputs, settings.batch, length, vocabulary, to_train=False)
         if opened.text and (run / PASSED / "tokenizer.json").is_file():

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tcomp.cli import common, limits, options
+from tcomp.cli.run_model import graph_of
 from tcomp.cli.settings import from_json
 
 _TORCH_NAMES = {
@@ -47,7 +48,7 @@ def export_weights(
     file = common.find_file(settings.model)
     layout = read_layout(common.layout_path(file))
     module = common.load_module(settings.model)
-    graph = common.graph_of(module, settings)
+    graph = graph_of(module, settings)
     dims = of_no_size(graph.model, graph.dims)
     checkpoint.check_same_model(saved, graph.model.name, graph.config, dims, saved.manifest.precision)
     held = saved.parameters((p.tensor.name for p in graph.parameters), kind)

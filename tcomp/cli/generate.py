@@ -15,6 +15,7 @@ from tcomp.cli import common, limits, options
 from tcomp.cli.command import Options, command
 from tcomp.cli.limits import Range
 from tcomp.cli.options import MANY, RunOptions
+from tcomp.cli.run_model import check_writes, longest_text
 from tcomp.cli.settings import TrainSettings, from_json
 from tcomp.errors import UserError
 
@@ -119,8 +120,8 @@ def scorer_for(
 
     module = common.load_module(settings.model, saved.manifest.precision)
     model = common.only_model(module, settings.model)
-    common.check_writes(model)
-    window = common.longest_text(module, settings, longest)
+    check_writes(model)
+    window = longest_text(module, settings, longest)
     again = window // 2 if longest > window else 0  # what is run anew each time the window is full
     part = prefill_part(max(prompt - 1, again), window)
     request = settings.forward(saved.manifest.precision)

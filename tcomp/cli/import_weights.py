@@ -11,6 +11,7 @@ import typer
 
 from tcomp.cli import common, limits, options
 from tcomp.cli.command import Options, command
+from tcomp.cli.run_model import graph_of
 from tcomp.cli.settings import TrainSettings, as_json
 from tcomp.errors import UserError
 
@@ -83,7 +84,7 @@ def import_weights(own: ImportOptions) -> None:
         model=common.library_name(file) or str(file.resolve()), config=name, dims={**overrides, **apart},
         batch=sizes.get("B", 1), length=sizes.get("T", 1), run=str(target), sample=0,
     )  # fmt: skip
-    graph = common.graph_of(module, settings)
+    graph = graph_of(module, settings)
     if from_hf is not None:
         wanted = places(layout, graph)
         layers = max((p.layer + 1 for p in wanted if p.layer is not None), default=0)

@@ -13,6 +13,7 @@ from tcomp.cli.command import Given, Options, command
 from tcomp.cli.display import spinner
 from tcomp.cli.rank_devices import way
 from tcomp.cli.ranks import built_by, check_same, device_of, opened_by, ranks_text, session
+from tcomp.cli.run_model import writes
 from tcomp.cli.run_settings import common_path, fitting, kept, resumed, run_path, started
 from tcomp.cli.settings import TrainSettings, as_json
 from tcomp.errors import UserError
@@ -227,11 +228,12 @@ def _finish(settings: TrainSettings, path: Path, outcome: Outcome, device: Devic
         device.finish()
         return
     print(f"validation loss {outcome.validation_loss:.4f} after {outcome.step} steps")
-    writes = common.writes(common.only_model(common.load_module(settings.model, settings.precision), settings.model))
-    if settings.sample and sampled and writes:
+    writing = writes(common.only_model(common.load_module(settings.model, settings.precision), settings.model))
+    if settings.sample and sampled and writing:
         _sample(path, settings, device)
     device.finish()
-    print(f"run folder {path}: {'more text with `tcomp generate' if writes else 'measure it with `tcomp eval'} {path}`")
+    further = "more text with `tcomp generate" if writing else "measure it with `tcomp eval"
+    print(f"run folder {path}: {further} {path}`")
 
 
 def _announce(console: Any, settings: TrainSettings, built: common.Built, data: Data, by: str) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tcomp.cli.common import load_module, numbers_of
+from tcomp.cli.common import load_module
+from tcomp.cli.run_model import numbers_of
 from tcomp.cli.settings import TrainSettings
 from tcomp.dsl.errors import TcError
 from tests.cli.support import OP, Tcomp, refused

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tcomp.cli.common import load_module, longest_text, vocabulary_of
+from tcomp.cli.common import load_module
+from tcomp.cli.run_model import longest_text, vocabulary_of
 from tcomp.cli.settings import TrainSettings
 from tcomp.dsl.files import library
 from tests.cli.support import Tcomp, refused

@@ -101,8 +101,6 @@ class Evaluator(evaluation.Evaluator):
             plain = op == "pair"
             word = formats.bf16_pair(em.builder, low, high) if plain else formats.flushed_pair(em, low, high, features)
             return word if lanes_of(word.type) else em.builder.sext(word, I64)
-        if op == "random":
-            return vectormath.random_uniform(em, v[0], v[1])
         if op == "short exp2":
             return vectormath.short_exp2(em, v[0], fma, features)
         if op == "narrow exp":

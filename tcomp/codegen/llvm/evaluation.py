@@ -15,6 +15,7 @@ from llvmlite import ir
 from tcomp.codegen.llvm.domain import Domain, Point
 from tcomp.codegen.llvm.expressions import Graph, Node
 from tcomp.codegen.llvm.formats import stochastic_bf16
+from tcomp.codegen.llvm.random_numbers import random_uniform
 from tcomp.codegen.llvm.types import F32, F64, I32, I64, IrValue, constant, kind_type, lanes_of, like
 
 
@@ -160,6 +161,8 @@ class Evaluator(ABC):
             return self._cast(v[0], kind, node.kind)
         if op == "stochastic":
             return stochastic_bf16(b, v[0], v[1])
+        if op == "random":
+            return random_uniform(self.em, v[0], v[1])
         found = self._function(node, v)
         if found is not None:
             return found

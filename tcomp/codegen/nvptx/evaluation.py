@@ -199,8 +199,6 @@ class GpuEvaluator(Evaluator):
             return mathematics.APPROXIMATE[op](self.gpu, *v)
         if op == "div" and kind == "f32" and not self.gpu.calls:
             return mathematics.divided(self.gpu, v[0], v[1])
-        if op == "random":
-            return mathematics.random_uniform(self.gpu, v[0], v[1])
         if op == "pow":
             return mathematics.power(self.gpu, v[0], v[1])
         return mathematics.call(self.gpu, op, v[0]) if op in mathematics.FUNCTIONS else None

@@ -118,8 +118,3 @@ _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-
 def power(em: GpuEmitter, x: IrValue, y: IrValue) -> IrValue:
     """x ** y in f64 (`expressions.py` widens the operands)."""
     return vectormath.power(em, x, y, True)
-
-
-def random_uniform(em: GpuEmitter, seed: IrValue, counter: IrValue) -> IrValue:
-    """The CPU's generator, bit for bit."""
-    return vectormath.random_uniform(em, seed, counter)
