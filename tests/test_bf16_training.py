@@ -20,7 +20,6 @@ from tcomp.runtime.values import values
 from tests.reference import torch_gpt2 as reference
 from tests.reference.runs import built, distance, doubled, train
 from tests.reference.torch_gpt2 import Config, Hyper
-from tests.turns import in_turns
 
 CONFIG = Config(L=3, H=4, C=96, V=211, S=64)
 HYPER = Hyper(peak_lr=2e-3, warmup=3, total=12, clip=0.95)
@@ -30,7 +29,6 @@ FACTOR = 2.5
 """how much further than autocast from the float64 gradient (relative L2), tensor by tensor"""
 
 
-@in_turns(2)
 @pytest.mark.parametrize(
     ("accumulation", "threads", "dots"),
     [

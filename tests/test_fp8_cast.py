@@ -26,7 +26,6 @@ from tcomp.schedule.lower import lower
 from tests.tcomp.graph_interpreter import Memory, run as interpret
 from tests.test_fp8_tensor_cores import inputs_of
 from tests.test_ops_gpu import execute
-from tests.turns import in_turns
 
 SHIPPED = (library() / "gpt2.tc").read_text()
 PLACE = "quantised(layernorm_cast_fp8, linear_given_fp8, sm_90a, sm_100a)"
@@ -187,7 +186,6 @@ def test_the_step_is_the_same(frozen: tuple[str, ...]) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPS + GRADIENTS)
 @pytest.mark.parametrize("columns", [272, 90], ids=["by the copy engine", "rows it cannot take"])

@@ -11,12 +11,10 @@ from tcomp.dsl.storage import bound
 from tcomp.oracle import evaluate
 from tcomp.runtime.verify import distance, random_inputs
 from tests.test_ops_gpu import run
-from tests.turns import in_turns
 
 DIMS = {"M": 67, "N": 70, "K": 131, "H": 16}
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("backward", ["", ".backward"])
 @pytest.mark.parametrize("name", ["linear_gelu_fp8", "linear_residual_fp8", "linear_gelu_fp8_block"])

@@ -28,7 +28,6 @@ from tcomp.runtime.vgpu.tcgen05_descriptor import product_of
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import GPT2
 from tests.test_ops_gpu import execute
-from tests.turns import in_turns
 
 DIMS = {"M": 200, "N": 112, "K": 272, "H": 16}
 """M is whole tiles neither of the passes that cast and transpose nor of the products"""
@@ -80,13 +79,11 @@ def close(
         np.testing.assert_allclose(found[output], x, rtol=2.0**-7, atol=2.0**-6 * np.abs(x).max(), err_msg=output)
 
 
-@in_turns(2)
 @pytest.mark.parametrize("name, backward, target", EVERY)
 def test_layers_are_the_oracles(name: str, backward: str, target: str) -> None:
     close(name + backward, target, DIMS)
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, target, sizes",
@@ -107,7 +104,6 @@ def test_tall_wide_and_tiny(name: str, target: str, sizes: tuple[int, int, int])
     close(name, target, dict(zip("MNK", sizes, strict=True)) | {"H": 16})
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, sizes, chosen",
@@ -190,7 +186,6 @@ def test_passes_that_transpose_ask_memory_for_whole_sectors(backward: str) -> No
         assert 32 * t["global"].sectors <= 1.1 * moved
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "suffix, target, family",

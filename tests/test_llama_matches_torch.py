@@ -15,7 +15,6 @@ from tests.reference import torch_llama as reference
 from tests.reference.runs import TENSOR_TOLERANCE, assert_same, built, distance, doubled, train
 from tests.reference.torch_gpt2 import Hyper, random_batches, train_steps
 from tests.reference.torch_llama import Config, dims
-from tests.turns import in_turns
 
 CASES = {
     "tied": (Config(L=2, H=4, G=2, D=8, C=40, F=56, V=211), 2, 37, 2),
@@ -31,7 +30,6 @@ CASES = {
 PARAMETERS = [pytest.param(c, id=n, marks=[pytest.mark.slow] if n != "untied-scaled" else []) for n, c in CASES.items()]
 
 
-@in_turns(2)
 @pytest.mark.parametrize("case", PARAMETERS)
 def test_logits_and_gradients_are_those_of_transformers(case: tuple[Config, int, int, int], objects: Path) -> None:
     transformers = pytest.importorskip("transformers")

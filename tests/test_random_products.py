@@ -25,9 +25,8 @@ from tcomp.runtime.vgpu import KernelFault, Options, PtxError
 from tcomp.schedule.lower import LoweredOp, lower
 from tests.reference.random_attention import RandomAttention
 from tests.reference.random_products import RandomProduct
-from tests.turns import in_turns
 
-MANY = [pytest.mark.slow, in_turns(2)]
+MANY = pytest.mark.slow
 
 UNITS = {
     "f32": 2.0**-16,
@@ -118,7 +117,6 @@ def test_any_product_whose_sum_is_in_tensor_memory(seed: int) -> None:
     holds(RandomProduct(seed, tensor_memory=True), seed)
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 118))
 def test_many_products(seed: int) -> None:

@@ -26,7 +26,6 @@ from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import WEIGHTS, library, stored_inputs
 from tests.test_fp8_tensor_cores import eight_bit_layers, inputs_of
-from tests.turns import in_turns
 
 SHAPES = {
     "tall": {"M": 520, "N": 32, "K": 72},
@@ -76,7 +75,6 @@ MORE = [
 ]
 
 
-@in_turns(3)
 @pytest.mark.parametrize(
     ("name", "shape", "real", "target"), [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in MORE)]
 )
@@ -121,7 +119,6 @@ SIDES = [
 ]
 
 
-@in_turns(2)
 @pytest.mark.parametrize(
     ("name", "dims"),
     [SIDES[0], SIDES[3], *(pytest.param(*c, marks=pytest.mark.slow) for c in (*SIDES[1:3], *SIDES[4:]))],

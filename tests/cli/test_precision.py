@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import TINY, Tcomp, refused
-from tests.turns import in_turns
 
 slow = pytest.mark.slow
 RECIPES = ["bf16", *(pytest.param(p, marks=slow) for p in ("bf16_stochastic", "fp8", "fp8_block"))]
@@ -42,7 +41,6 @@ def tensors(run: str, step: int) -> bytes:
     return Path(run, "checkpoints", f"step-{step:06d}", "tensors.safetensors").read_bytes()
 
 
-@in_turns(2)
 @pytest.mark.parametrize("precision", RECIPES)
 def test_a_resumed_run_is_bitwise_the_same(precision: str, tcomp: Tcomp, text: str) -> None:
     given = [*TINY, "--data", text, "--precision", precision]

@@ -27,7 +27,6 @@ from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.scalars import set_scalars
 from tests.reference.step_laws import meet, touched
-from tests.turns import in_turns
 
 MODELS = Path(models.__file__).parent
 SIZES = {
@@ -101,7 +100,6 @@ def trained(step: Step, threads: int, objects: Path, whole: bool, look: bool = F
         executor.close()
 
 
-@in_turns(2)
 @pytest.mark.parametrize(
     ("model", "precision", "threads", "accumulation"),
     [
