@@ -166,6 +166,15 @@ def test_memory_for_one_copy_of_a_panel() -> None:
     run(found, given(found, RNG), replace(H100, sms=2))
 
 
+def test_tiles_of_two_results_are_awaited_together() -> None:
+    """Once a turn, in front of the first, and at the end; barriers: before the turns, there, behind each tile."""
+    text = CORES.format(t="f32", by="tma", flags="persistent", eq="=", more=", Z: f32[M, N]")
+    text = text.replace("+ b[n]\n", "+ b[n]\n  Z[m, n] = acc[m, n] * 2.0\n").replace("stage Y in", "stage Y, Z in")
+    found = lowered(text, {"M": 48, "N": 64, "K": 16})
+    ptx, _ = run(found, given(found, RNG), replace(H100, sms=2))
+    assert (ptx.count("wait_group.read"), ptx.count("bar.sync")) == (2, 4)
+
+
 @pytest.mark.parametrize(
     "bn,stages,n,panels", [(256, 4, 264, 1), (256, 3, 520, 2), pytest.param(192, 3, 392, 2, marks=pytest.mark.slow)]
 )
