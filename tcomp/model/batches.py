@@ -171,8 +171,6 @@ class _Launches:
         joined = _Item(batch.launch(add), tuple(t for x in items for t in x.touched))
         for i in run:
             self.items[i] = joined if i == place else None
-        for v, _ in joined.touched:
-            self.users[v.tensor].add(place)
         for old, row in batch.places.items():
             for i in self.users[old]:
                 item = self.items[i]
