@@ -23,7 +23,6 @@ from tcomp.oracle import evaluate
 from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.verify import random_inputs, verify_op
 from tcomp.schedule.lower import lower
-from tests.turns import in_turns
 
 OPS = ("linear_fp8_block", "linear_gelu_fp8_block", "linear_residual_fp8_block")
 COMPILED = [
@@ -42,7 +41,6 @@ def module() -> Module:
     return load(library() / "ops" / "fp8_block.tc")
 
 
-@in_turns(2)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_code_is_the_oracle(name: str, shape: tuple[int, int, int], module: Module, objects: Path) -> None:

@@ -1,8 +1,9 @@
-"""Which of a slow test's many cases a run has: some of them, others with each commit.
+"""Which of a slow test's cases a run has, where each takes many seconds: some of them, others with each commit.
 
-A law that is held to a hundred random cases, or to each op at each size and target, finds as much in the long run when
-each run has some of them, and costs a part: what breaks it breaks it in most cases, and what breaks a few shows some
-commits later. What several cases have in common (a target, an op, a precision) each run has a case of.
+A whole step that is held to the same law in each precision, or with each optimizer, finds as much in the long run when
+each run has some of the cases, and costs a part: what breaks it breaks it in most cases, and what breaks a few shows
+some commits later. What several cases have in common (a target, an op, a precision) each run has a case of. What takes
+a second or two, or holds what a document says, is in every run: a failure that shows commits later is nobody's.
 TESTS_TURN chooses: by itself it is the commit's hash (0 where there is no git), so that the same commit has the same
 cases again; any other word is another choice, and `all` all of them. A run's last lines say which it was. Cases that
 are named, or asked for by -k, always run.

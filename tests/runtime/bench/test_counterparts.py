@@ -15,7 +15,6 @@ from tcomp.runtime.bench.counterparts import COUNTERPARTS
 from tcomp.runtime.bench.tcomp_program import TcompProgram
 from tcomp.runtime.bench.workload import read_batches
 from tcomp.runtime.device import CpuDevice
-from tests.turns import in_turns
 
 MODELS = Path(__file__).resolve().parents[3] / "models"
 SMALL = {
@@ -31,7 +30,6 @@ def test_every_counterpart_is_tested() -> None:
     assert {model for model, _, _ in CASES} == set(COUNTERPARTS)
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "dtype", "tolerance"), CASES)
 def test_losses_are_those_of_the_model_text(model: str, dtype: str, tolerance: float, tmp_path: Path) -> None:

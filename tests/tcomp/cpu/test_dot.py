@@ -31,7 +31,6 @@ from tcomp.runtime.values import values
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import assert_close
 from tests.tcomp.cpu.support import MACHINES
-from tests.turns import in_turns
 
 SMALLEST = np.float32(2.0**-126)
 Arrays = dict[str, np.ndarray]
@@ -218,7 +217,6 @@ def test_of_two_summed_indices_the_inner_one_goes_in_groups(objects: Path) -> No
 SHAPES = [(1, 1, 1), (5, 7, 3), (1, 48, 770), (33, 1, 64), (40, 130, 67), (61, 193, 97), (9, 49, 1601), (1031, 24, 33)]
 
 
-@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", HOSTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))

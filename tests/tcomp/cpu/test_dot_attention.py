@@ -21,7 +21,6 @@ from tcomp.machine.cpu import CpuMachine
 from tcomp.numeric import round_to
 from tcomp.schedule.lower import lower
 from tests.tcomp.cpu.test_dot import HOSTS, ZEN4, Arrays, dot_loops, emulating, run
-from tests.turns import in_turns
 
 SIZES = [(1, 1, 2, 8), (2, 3, 1, 5), (1, 37, 2, 6), (1, 70, 1, 64), (2, 131, 1, 24), (1, 200, 1, 33)]
 """B, T, heads, D"""
@@ -51,7 +50,6 @@ def torch_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
     return torch.einsum("bgrqk,bkge->bqgre", scores.softmax(-1), v), scores.logsumexp(-1)
 
 
-@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "heads", "machine"),

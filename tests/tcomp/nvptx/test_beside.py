@@ -27,7 +27,6 @@ from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.runtime.vgpu import Options
 from tcomp.runtime.vgpu.report import Report
 from tcomp.schedule.lower import lower
-from tests import turns
 from tests.reference.op_cases import stored_inputs
 from tests.tcomp.nvptx.support import given, lowered, run
 from tests.tcomp.test_schedule_gpu import assert_keeps_results
@@ -119,7 +118,6 @@ SHAPES = [
 ]
 
 
-@turns.in_turns(2)
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize(("dims", "rows"), [SHAPES[0], *(pytest.param(*s, marks=pytest.mark.slow) for s in SHAPES[1:])])
 def test_squares_clusters_and_sums_that_go_on(dims: dict[str, int], rows: str, adds: bool) -> None:
@@ -174,7 +172,6 @@ def test_a_sum_in_turns_in_clusters_with_one_block_too_many() -> None:
         right(lowered(in_turns(stream=stream, **options), {"M": 500, "N": 392, "K": 72}))
 
 
-@turns.in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True], ids=["parts", "stream"])
 @pytest.mark.parametrize("adds", [False, True])

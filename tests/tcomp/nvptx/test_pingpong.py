@@ -14,7 +14,6 @@ from tcomp.ir.print import print_kernel
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
 from tests.tcomp.nvptx.support import given, launch, lowered, run
-from tests.turns import in_turns
 
 RNG = np.random.default_rng(5)
 TEXT = """
@@ -53,7 +52,6 @@ MMA_SYNC = (
 )
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "columns", "stages", "m", "k"),

@@ -17,7 +17,6 @@ from tcomp.ir.tile import Scope
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
 from tests.tcomp.nvptx.support import given, lowered, run
-from tests.turns import in_turns
 
 RNG = np.random.default_rng(4)
 CORES = """
@@ -47,7 +46,6 @@ schedule f on sm_90a:
 """
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("m,n,k", [(150, 40, 48), (128, 32, 32), (70, 5, 7)])
 @pytest.mark.parametrize("by,t", [("tma", "bf16"), ("cp.async", "f32")])

@@ -16,6 +16,7 @@ from tcomp.autotune.sass import functions_of
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import Binary, Name, Num
 from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Kernel, Loop, Scope, Turns, Unpack
@@ -244,6 +245,7 @@ def test_a_weight_gradient_of_gpt2_in_parts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 def test_a_weight_gradient_of_gpt2_in_equal_shares() -> None:
     """2304 x 768 outputs in 48 tiles of 192 x 192: of 66 clusters 48 have a part of 24 rounds of the ring, two to a
     tile, and the others the rest of the sums, 384 rounds by 18."""

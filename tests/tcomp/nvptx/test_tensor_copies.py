@@ -35,7 +35,6 @@ from tests.tcomp.nvptx.support import (
     shared,
     tile_axis,
 )
-from tests.turns import in_turns
 
 RNG = np.random.default_rng(21)
 SMALL, BLOCK = (32, 64, 32), ThreadShape(2, 2, 8, 4)
@@ -49,7 +48,6 @@ def gemm(m: int, n: int, k: int, stages: int = 3, dtype: DType = DType.BF16, swi
     return product(m, n, k, "tma", stages, dtype, SMALL, BLOCK, (4, 4), swizzle=swizzle, **more)
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "m,n,k,stages,dtype,swizzle",

@@ -26,7 +26,6 @@ from tcomp.runtime.vgpu.report import KernelFault
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import library, stored_inputs
 from tests.tcomp.nvptx import support
-from tests.turns import in_turns
 
 B200 = machine_for_target("sm_100a")
 SMALL = {"BQ": 128, "BK": 64}
@@ -49,7 +48,6 @@ def agrees(name: str, dims: dict[str, int], chosen: dict[str, int | float], real
             assert np.max(np.abs(found[result] - wanted)) < units * unit * np.abs(wanted).max(), result
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dims", "chosen"),

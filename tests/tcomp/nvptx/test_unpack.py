@@ -21,7 +21,6 @@ from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
 from tcomp.schedule.lower import lower
 from tests.tcomp.nvptx.support import given, launch, lowered, run
-from tests.turns import in_turns
 
 RNG = np.random.default_rng(9)
 CORES = """
@@ -70,7 +69,6 @@ def test_products_with_a_bias(t: str, by: str, flags: str, m: int, n: int, k: in
     assert "st.global" not in ptx and "cp.async.bulk.tensor.2d.global.shared::cta" in ptx
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "bn,m,n,panels", [(64, 390, 136, ""), (256, 300, 520, "stages 2"), (192, 140, 392, "stages 2")]
@@ -108,7 +106,6 @@ def weight_gradient(t: str, bn: int, half: int = 128, stages: int = 3, adds: boo
     return text.replace(") -> :", "):")
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bn", "half", "m", "n", "k", "adds"),
@@ -243,7 +240,6 @@ def test_refused(change: tuple[str, str], n: int, message: str) -> None:
     assert "stage Y" in text.splitlines()[e.value.span.line - 1]
 
 
-@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["matmul", "linear", "linear_residual", "matmul_residual", "linear_gelu"])
 def test_shipped_products_spill_nothing_where_columns_are_no_whole_tiles(name: str) -> None:
