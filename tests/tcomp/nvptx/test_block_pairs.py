@@ -11,13 +11,18 @@ import pytest
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.block_pairs import in_pairs
 from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.dsl.ast import DType
+from tcomp.dsl.storage import bound
+from tcomp.grad import backward_of
 from tcomp.ir.multicast import HALF
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
+from tcomp.schedule.lower import lower
 from tests.tcomp.nvptx import support
 from tests.tcomp.nvptx.test_tensor_memory import B200, agrees, text
+from tests.test_ops_gpu import library
 
 PAIR = "grid.y(256) / cluster(128) / warpgroup(128)"
 DELIVERED = "persistent\n  stage Y in shared at n by tma"
@@ -169,3 +174,14 @@ def test_the_assembler_takes_it_without_spills() -> None:
     kernel = support.lowered(pair(columns=256), {"M": 4096, "N": 2048, "K": 1024}, B200)
     (used,) = assemble(compile_kernel(kernel, B200).ptx, "sm_100a").resources
     assert used.spill_store_bytes == used.spill_load_bytes == used.stack_bytes == 0
+
+
+@pytest.mark.parametrize(("name", "m", "n"), [("linear_residual", 128, 38400), ("linear_residual.backward", 4096, 128)])
+def test_layers_of_one_row_of_tiles_fit_as_well(name: str, m: int, n: int) -> None:
+    """These have no cluster, so blocks keep whole tiles of both operands, in a ring of fewer copies."""
+    module = library()
+    op = module.ops[name] if name in module.ops else backward_of(name.removesuffix(".backward"), module)
+    assert op is not None
+    for kernel in lower(bound(op, DType.BF16), module, {"M": m, "N": n, "K": 256}, B200).kernels:
+        (launch, *_) = compile_kernel(kernel, B200).launches
+        assert launch.shared_bytes <= B200.shared_per_block
