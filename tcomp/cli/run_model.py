@@ -68,14 +68,9 @@ def _run_sizes(model: Model, settings: TrainSettings) -> tuple[dict[str, int], d
     return dict.fromkeys(model.dims, 1) | given | sizes, dims
 
 
-def writes(model: Model) -> bool:
-    """Whether the model scores the word behind its tokens, as writing and answering need."""
-    return model.logits is not None and any(i.name == "tokens" for i in model.inputs)
-
-
 def check_writes(model: Model) -> None:
-    """UserError where it does not."""
-    if not writes(model):
+    """UserError where the model does not score the word behind its tokens, as writing and answering need."""
+    if model.logits is None or all(i.name != "tokens" for i in model.inputs):
         raise UserError(
             f"the model {model.name} takes no tokens, or names no logits, so it has no scores of words",
             "a model that writes has an input `tokens` and a line `logits NAME`; `tcomp eval RUN` measures any",

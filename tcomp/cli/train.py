@@ -13,7 +13,6 @@ from tcomp.cli.command import Given, Options, command
 from tcomp.cli.display import spinner
 from tcomp.cli.rank_devices import way
 from tcomp.cli.ranks import built_by, check_same, device_of, opened_by, ranks_text, session
-from tcomp.cli.run_model import writes
 from tcomp.cli.run_settings import common_path, fitting, kept, resumed, run_path, started
 from tcomp.cli.settings import TrainSettings, as_json
 from tcomp.errors import UserError
@@ -125,7 +124,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool, group: Group | None 
     del executor, peers  # and with it its memory, before the sample takes some
     if group is not None:
         group.close()
-    _finish(settings, path, outcome, device, sampled=leads and _has_letters(data, path))
+    _finish(settings, path, outcome, device, leads and _has_letters(data, path), built.step.writes)
     return outcome
 
 
@@ -221,18 +220,17 @@ def _has_letters(data: Data, path: Path) -> bool:
     return data.text or (data.unit == "tokens" and (path / PASSED / "tokenizer.json").is_file())
 
 
-def _finish(settings: TrainSettings, path: Path, outcome: Outcome, device: Device, sampled: bool) -> None:
+def _finish(settings: TrainSettings, path: Path, outcome: Outcome, device: Device, sampled: bool, writes: bool) -> None:
     """What is said and shown when the run has ended."""
     if outcome.interrupted:
         print(f"stopped at step {outcome.step}, saved; go on with: tcomp train --resume {path}")
         device.finish()
         return
     print(f"validation loss {outcome.validation_loss:.4f} after {outcome.step} steps")
-    writing = writes(common.only_model(common.load_module(settings.model, settings.precision), settings.model))
-    if settings.sample and sampled and writing:
+    if settings.sample and sampled and writes:
         _sample(path, settings, device)
     device.finish()
-    further = "more text with `tcomp generate" if writing else "measure it with `tcomp eval"
+    further = "more text with `tcomp generate" if writes else "measure it with `tcomp eval"
     print(f"run folder {path}: {further} {path}`")
 
 

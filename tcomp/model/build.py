@@ -94,6 +94,7 @@ def build_step(
         precision=graph.recipe.name,
         threads=draft.threads - helpers_of(draft.threads),
         states=tuple(t.name for t in graph.states),
+        writes=graph.logits is not None and "tokens" in graph.inputs,
         inputs={n: inputs[t] for n, t in arena.names.items() if t in inputs},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},

@@ -208,6 +208,8 @@ class Step:
     """of a CPU, the fewest that run any of its kernels: tiles have room for the share that each then gets"""
     states: tuple[str, ...] = ()
     """slots of the model's own states, which forward and backward read"""
+    writes: bool = False
+    """the model names logits of what follows its tokens"""
     division: Division | None = None
     """how it is divided among ranks, None of a step of one process"""
 
