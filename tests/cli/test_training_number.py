@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.cli.support import Tcomp
+from tests.cli.support import Tcomp, refused
 from tests.runtime.test_training_number import EXAMPLE
 
 SIZES = ("--dim", "C=16", "--dim", "H=32", "--dim", "rate=0.9", "-B", "2", "-T", "16", "--threads", "1")
@@ -35,3 +35,10 @@ def test_validation_evaluation_and_generation_drop_nothing(tcomp: Tcomp, text: s
     file.write_text(EXAMPLE.replace("rate * training", "rate"))
     other = used()
     assert other[0] != found[0] and other[1] != found[1]
+
+
+def test_a_model_without_logits_trains_and_writes_no_sample(tcomp: Tcomp, text: str) -> None:
+    Path("silent.tc").write_text(EXAMPLE.replace("  logits logits\n", ""))
+    trained = tcomp("train", "silent.tc", *SIZES, "--data", text, "--steps", "1", "--eval-batches", "1", "--run", "s")
+    assert trained.code == 0 and "measure it with `tcomp eval s`" in trained.out, trained
+    refused(tcomp("generate", "s"), "the model regular takes no tokens, or names no logits", "`logits NAME`")
