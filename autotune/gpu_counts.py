@@ -9,15 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from tcomp.autotune.opcodes import (
-    LANES,
-    MATRIX,
-    WARPGROUP_MATRIX,
-    matrix_shape,
-    matrix_type,
-    shared_bytes,
-    width,
-)
+from tcomp.autotune.opcodes import LANES, MATRIX, WARPGROUP_MATRIX, matrix_shape, matrix_type, shared_bytes, width
 from tcomp.autotune.sass import Function, Instruction
 from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX, blocks_of, described
 from tcomp.autotune.sass_registers import depends_on_thread

@@ -10,19 +10,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import (
-    Directive,
-    Expr,
-    Flag,
-    KernelSchedule,
-    MapLoops,
-    Schedule,
-    Span,
-    Stage,
-    Tune,
-    Where,
-    names_in,
-)
+from tcomp.dsl.ast import Directive, Expr, Flag, KernelSchedule, MapLoops, Schedule, Span, Stage, Tune, Where, names_in
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.printer import print_expression

@@ -7,19 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tcomp.dsl.ast import (
-    Function,
-    Import,
-    Item,
-    Model,
-    Module,
-    Monoid,
-    Op,
-    Optimizer,
-    Schedule,
-    Source,
-    Update,
-)
+from tcomp.dsl.ast import Function, Import, Item, Model, Module, Monoid, Op, Optimizer, Schedule, Source, Update
 from tcomp.dsl.check_functions import check_function, check_monoid
 from tcomp.dsl.check_models import check_model
 from tcomp.dsl.check_ops import check_op

@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tcomp.dsl.ast import (
-    Access,
-    Binary,
-    Call,
-    Equation,
-    Expr,
-    Name,
-    Num,
-    Op,
-    Reduction,
-    Target,
-    accesses_in,
-    names_in,
-)
+from tcomp.dsl.ast import Access, Binary, Call, Equation, Expr, Name, Num, Op, Reduction, Target, accesses_in, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.extents import affine, bounds, difference, injective, never_negative
 from tcomp.dsl.infer import right_expressions, target_indices

@@ -21,16 +21,7 @@ from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.runtime.cache import sync_folder
 from tcomp.runtime.documents import check_regular, parse_json, read_small
-from tcomp.runtime.safetensors_file import (
-    CONVERTIBLE,
-    PIECE,
-    Array,
-    Entry,
-    Stored,
-    as_floats,
-    read_header,
-    write_file,
-)
+from tcomp.runtime.safetensors_file import CONVERTIBLE, PIECE, Array, Entry, Stored, as_floats, read_header, write_file
 
 FORMAT = 1
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"

@@ -12,20 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.dsl.ast import (
-    Access,
-    Binary,
-    Call,
-    DType,
-    Equation,
-    Expr,
-    Module,
-    Name,
-    Op,
-    Reduction,
-    Target,
-    Unary,
-)
+from tcomp.dsl.ast import Access, Binary, Call, DType, Equation, Expr, Module, Name, Op, Reduction, Target, Unary
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError, quoting

@@ -21,19 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import (
-    Access,
-    Equation,
-    Expr,
-    Name,
-    Num,
-    Op,
-    Operand,
-    Reduction,
-    Target,
-    accesses_in,
-    map_children,
-)
+from tcomp.dsl.ast import Access, Equation, Expr, Name, Num, Op, Operand, Reduction, Target, accesses_in, map_children
 from tcomp.grad.accumulate import restricted
 from tcomp.grad.parts import all_names, fresh, map_equation, reads, rename_tensor, writes
 

@@ -11,15 +11,7 @@ from tcomp.model.ahead import ahead
 from tcomp.model.at_once import at_once
 from tcomp.model.autodiff import Variants, differentiate
 from tcomp.model.early import EarlyEquations
-from tcomp.model.flat import (
-    FlatLayout,
-    Region,
-    flat_layout,
-    like_parameters,
-    master_copies,
-    own_regions,
-    region,
-)
+from tcomp.model.flat import FlatLayout, Region, flat_layout, like_parameters, master_copies, own_regions, region
 from tcomp.model.graph import Graph, Node, Tensor
 from tcomp.model.joins import Joins, joins
 from tcomp.model.optimizer import Update, build_update, state_parts

@@ -22,14 +22,7 @@ from functools import partial
 from llvmlite import ir
 
 from tcomp.codegen.cpu.groups import is_grouped, pack_groups, pack_piece_in_groups, words_moved
-from tcomp.codegen.cpu.pack import (
-    TRANSPOSED,
-    contiguous_axis,
-    generate_pack,
-    generate_piece,
-    piece_sides,
-    source_axis,
-)
+from tcomp.codegen.cpu.pack import TRANSPOSED, contiguous_axis, generate_pack, generate_piece, piece_sides, source_axis
 from tcomp.codegen.cpu.prefetch import LINE, quotient, region, remainder, touch
 from tcomp.codegen.llvm.bounds import integer_value
 from tcomp.codegen.llvm.domain import Scope

@@ -34,18 +34,7 @@ from tcomp.codegen.llvm.domain import Scope
 from tcomp.codegen.llvm.emitter import Emitter, Int
 from tcomp.codegen.llvm.expressions import PAIR, ROUNDED_PAIR
 from tcomp.codegen.llvm.integers import affine_form, expression, length
-from tcomp.dsl.ast import (
-    Access,
-    Binary,
-    Call,
-    DType,
-    Expr,
-    Name,
-    Num,
-    children,
-    conjuncts,
-    substitute,
-)
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, children, conjuncts, substitute
 from tcomp.instructions.matching import factors
 from tcomp.instructions.vector_matching import groups_lie_whole, reduced_axis, tile_in_groups
 from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels

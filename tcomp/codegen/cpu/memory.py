@@ -14,18 +14,7 @@ from tcomp.codegen.cpu.addressing import Addressing, Place
 from tcomp.codegen.llvm import formats
 from tcomp.codegen.llvm.domain import Domain, Point
 from tcomp.codegen.llvm.emitter import Emitter
-from tcomp.codegen.llvm.types import (
-    F16,
-    F32,
-    I32,
-    I64,
-    POINTER,
-    VOID,
-    IrValue,
-    constant,
-    like,
-    stored_type,
-)
+from tcomp.codegen.llvm.types import F16, F32, I32, I64, POINTER, VOID, IrValue, constant, like, stored_type
 from tcomp.dsl.ast import DType
 from tcomp.machine.cpu import BF16_DOT
 

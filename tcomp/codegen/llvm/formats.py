@@ -13,19 +13,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Emitter
-from tcomp.codegen.llvm.types import (
-    F32,
-    I8,
-    I16,
-    I32,
-    BFloat,
-    IrValue,
-    Type,
-    constant,
-    i32_lanes,
-    lanes_of,
-    like,
-)
+from tcomp.codegen.llvm.types import F32, I8, I16, I32, BFloat, IrValue, Type, constant, i32_lanes, lanes_of, like
 from tcomp.dsl.ast import DType
 
 _MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000

@@ -22,14 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.codegen.cache import ContentCache
-from tcomp.codegen.nvptx.diagnostics import (
-    Message,
-    extern_messages,
-    located,
-    messages_in,
-    refusal,
-    resource_messages,
-)
+from tcomp.codegen.nvptx.diagnostics import Message, extern_messages, located, messages_in, refusal, resource_messages
 from tcomp.codegen.nvptx.resources import Resources, resources_of
 from tcomp.codegen.nvptx.whole_program import assemble_whole, tool_version, whole_program_tool
 from tcomp.errors import UserError
