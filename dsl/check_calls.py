@@ -31,11 +31,7 @@ ANNOTATIONS = {"recompute": 0, "chunks": 1, "at_once": 1}
 
 
 def check_statements(
-    model: Model,
-    body: Iterable[ModelStatement],
-    tensors: dict[str, DType],
-    numbers: frozenset[str],
-    module: Module,
+    model: Model, body: Iterable[ModelStatement], tensors: dict[str, DType], numbers: frozenset[str], module: Module
 ) -> dict[str, DType]:
     """The tensors in force after the statements, with their types."""
     env = dict(tensors)

@@ -28,8 +28,7 @@ class TrainSettings(StepSettings):
     steps: Annotated[int, typer.Option(help="Optimizer steps in all."), Range(1, MANY)] = 1500
     seed: Annotated[int, typer.Option(help="Of parameters, data order and sample."), options.SEED] = 1
     run: Annotated[
-        str,
-        typer.Option("--run", "--run-folder", help="The run's folder [default: runs/MODEL-CONFIG]."),
+        str, typer.Option("--run", "--run-folder", help="The run's folder [default: runs/MODEL-CONFIG].")
     ] = ""  # torchrun takes --run for an abbreviation of its own
     init_from: Annotated[
         str, typer.Option(metavar="RUN", help="Start from the weights of this run folder, or imported one.")

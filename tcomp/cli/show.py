@@ -85,8 +85,7 @@ def show(step: ShownStep, own: ShowOptions, where: TargetOptions) -> None:
 
     if not (own.ast or own.grad or own.of_instances):
         raise UserError(
-            "tell what to show",
-            "--ast --graph --grad --schedule --tile --llvm --asm --ptx --sass --plan or --launches",
+            "tell what to show", "--ast --graph --grad --schedule --tile --llvm --asm --ptx --sass --plan or --launches"
         )
     _check_unused(step, own)
     gpu = where.machine("sm_90a" if own.ptx or own.sass else "")

@@ -122,15 +122,7 @@ def assemble(forward: Forward, given: frozenset[str], equations: list[Equation],
     equations = _typed(forward, equations, {o.name for o in (*params, *outputs)})
     ranges = dict(forward.info.ranges)
     draft = Op(
-        f"{op.name}.backward",
-        tuple(params),
-        tuple(outputs),
-        (),
-        (),
-        (),
-        tuple(equations),
-        op.name,
-        span=op.span,
+        f"{op.name}.backward", tuple(params), tuple(outputs), (), (), (), tuple(equations), op.name, span=op.span
     )
     return _with_ranges(draft, forward, ranges)
 

@@ -79,11 +79,7 @@ class _Gradient:
 
 
 def differentiate(
-    graph: Graph,
-    variants: Variants,
-    gradients: Mapping[Tensor, Tensor],
-    seed: Tensor,
-    accumulate: bool = False,
+    graph: Graph, variants: Variants, gradients: Mapping[Tensor, Tensor], seed: Tensor, accumulate: bool = False
 ) -> tuple[Node, ...]:
     """The backward nodes of a graph in order of execution.
 
@@ -96,12 +92,7 @@ def differentiate(
 
 class _Differentiation:
     def __init__(
-        self,
-        graph: Graph,
-        variants: Variants,
-        gradients: Mapping[Tensor, Tensor],
-        seed: Tensor,
-        accumulate: bool,
+        self, graph: Graph, variants: Variants, gradients: Mapping[Tensor, Tensor], seed: Tensor, accumulate: bool
     ) -> None:
         self.graph, self.variants, self.seed = graph, variants, seed
         self.gradients: dict[Tensor, _Gradient] = {}

@@ -62,9 +62,7 @@ class EarlyEquations:
             self.changed[key] = form, given(node.op, found), found, names
         form, rest, _, names = self.changed[key]
         new = replace(
-            producer,
-            op=form,
-            operands=producer.operands | {own: node.operands[n] for own, n in names.items()},
+            producer, op=form, operands=producer.operands | {own: node.operands[n] for own, n in names.items()}
         )
         operands = {o.name: view if o.name == name else node.operands[o.name] for o in rest.operands}
         dims = {d: node.dims[d] for d in dimensions(rest) if d in node.dims}

@@ -198,9 +198,7 @@ class _KernelResolver:
         allowed = [evaluate_dim(c, self.known) for c in d.choices] or [default]
         if value not in allowed and value != default:
             raise TcError(
-                f"{d.name} = {value} is not among its choices",
-                d.span,
-                f"choose one of {', '.join(map(str, allowed))}",
+                f"{d.name} = {value} is not among its choices", d.span, f"choose one of {', '.join(map(str, allowed))}"
             )
         return value
 
@@ -246,9 +244,7 @@ def _refuse(d: Directive) -> None:
     """Directives of the language that no lowering exists for yet must not be ignored."""
     if isinstance(d, Flag) and d.name not in ("inline", "overlap", "promote", *FLAGS):
         raise TcError(
-            f"`{d.name}` cannot be lowered yet",
-            d.span,
-            "remove the line: contractions run on FMA units, untransformed",
+            f"`{d.name}` cannot be lowered yet", d.span, "remove the line: contractions run on FMA units, untransformed"
         )
 
 

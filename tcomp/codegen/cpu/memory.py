@@ -50,10 +50,7 @@ class Memory:
                 raw = b.load(pointer, typ=t, align=dtype.bytes)
             else:
                 raw = self.em.intrinsic(
-                    "llvm.masked.load",
-                    t,
-                    [pointer, ir.Constant(I32, dtype.bytes), mask, constant(t, 0)],
-                    [t, POINTER],
+                    "llvm.masked.load", t, [pointer, ir.Constant(I32, dtype.bytes), mask, constant(t, 0)], [t, POINTER]
                 )
             return self._widen(raw, dtype)
         pointers = self.lanes(place, point)
@@ -136,10 +133,7 @@ class Memory:
                 self._store(b.extract_element(raw, self.em.i64(lane)), pointer_to(b, pointer, lane, dtype), dtype)
             else:
                 self.em.intrinsic(
-                    "llvm.masked.store",
-                    VOID,
-                    [raw, pointer, ir.Constant(I32, dtype.bytes), mask],
-                    [raw.type, POINTER],
+                    "llvm.masked.store", VOID, [raw, pointer, ir.Constant(I32, dtype.bytes), mask], [raw.type, POINTER]
                 )
             return
         pointers = self.lanes(place, point)

@@ -237,9 +237,7 @@ class Deliveries:
             deliver(em, scope, s, address)
             return
         self.taking.issue(
-            turns,
-            lambda: deliver(em, scope, s, address),
-            lambda: deliver(em, scope, s, address, stores=turns.stores),
+            turns, lambda: deliver(em, scope, s, address), lambda: deliver(em, scope, s, address, stores=turns.stores)
         )
 
     def _take_away(self, s: Unpack) -> None:
