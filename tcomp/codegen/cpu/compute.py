@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import product
 
-from llvmlite import ir
-
 from tcomp.codegen.cpu.addressing import Addressing, Place
 from tcomp.codegen.cpu.beside import Beside, LoopBody, loop_beside
 from tcomp.codegen.cpu.counted_prefetch import CountedPrefetcher, reduction_prefetchers
@@ -37,8 +35,8 @@ from tcomp.codegen.llvm.conditions import remaining, without
 from tcomp.codegen.llvm.domain import Domain, Point, Scope
 from tcomp.codegen.llvm.emitter import Emitter, Int
 from tcomp.codegen.llvm.expressions import Graph, Node
-from tcomp.codegen.llvm.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
-from tcomp.codegen.llvm.types import I1, I64, IrValue, kind_of
+from tcomp.codegen.llvm.tiles import Span, Variant, cut, span_of, surely_empty, tile_state, when_some
+from tcomp.codegen.llvm.types import IrValue, kind_of
 from tcomp.dsl.ast import Expr
 from tcomp.ir.tile import Axis, Compute, Scope as Where
 
@@ -72,14 +70,7 @@ class ComputeGenerator:
             em.here()
             self.spans = {a.name: span_of(em, a, self.scope) for a in self.compute.axes}
             unsure = [self.spans[a.name].length for a in self.parallel if (self.spans[a.name].known.lo or 0) <= 0]
-            if not unsure:
-                self._tiles()
-                return
-            b = em.here()
-            some: IrValue = ir.Constant(I1, 1)
-            for length in unsure:
-                some = b.and_(some, b.icmp_signed(">", em.i64(length), ir.Constant(I64, 0)))
-            em.when(some, self._tiles)
+            when_some(em, unsure, self._tiles)
 
     # ------------------------------------------------------------------------------------------- tiles
 

@@ -21,6 +21,7 @@ from tcomp.codegen.llvm.bounds import integer_value
 from tcomp.codegen.llvm.domain import Scope
 from tcomp.codegen.llvm.emitter import Emitter, Int
 from tcomp.codegen.llvm.integers import Facts, Known
+from tcomp.codegen.llvm.text import safe_name
 from tcomp.codegen.llvm.types import I8, I64, POINTER, VOID, IrValue
 from tcomp.dsl.ast import names_in
 from tcomp.ir.regions import copy_bytes, tile_offsets
@@ -43,10 +44,10 @@ class PhaseGenerator:
         for i, operand in enumerate(kernel.operands):
             place = b.gep(offsets, [self.em.i64(i)], source_etype=I64)
             offset = b.load(place, typ=I64, align=8)
-            roots[operand.name] = b.gep(self.arena, [offset], source_etype=I8, name=_safe(operand.name))
+            roots[operand.name] = b.gep(self.arena, [offset], source_etype=I8, name=safe_name(operand.name))
         for where, region in ((Where.SCRATCH, scratch), (Where.TEAM, team)):
             for tile, at in tile_offsets(kernel, where)[0].items():
-                roots[tile] = b.gep(region, [self.em.i64(at)], source_etype=I8, name=_safe(tile))
+                roots[tile] = b.gep(region, [self.em.i64(at)], source_etype=I8, name=safe_name(tile))
         # Tiles with two copies: where they begin, and a word that is even where the first is in use, 0 before any turn.
         self.turning: dict[str, tuple[IrValue, IrValue]] = {}
         for t in kernel.tiles:
@@ -237,7 +238,3 @@ class PhaseGenerator:
 
 def _is_core(s: Statement) -> bool:
     return isinstance(s, Loop) and s.level in ("core", "grid")
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)

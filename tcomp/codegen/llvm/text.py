@@ -103,3 +103,8 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
     ins.ShuffleVector: _of_vectors,
 }
 """How llvmlite writes these classes; it writes all others, and what has metadata, itself."""
+
+
+def safe_name(name: str) -> str:
+    """A name of tile IR as one of LLVM's and of PTX."""
+    return "".join(c if c.isalnum() else "_" for c in name)

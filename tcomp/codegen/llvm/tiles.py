@@ -8,6 +8,7 @@ registers, the last one masked. What the bounds say of the length decides which 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -124,3 +125,15 @@ def splat(em: Emitter, scalar: IrValue, lanes: int) -> IrValue:
     b = em.builder
     first = b.insert_element(ir.Constant(t, ir.Undefined), scalar, ir.Constant(I32, 0))
     return b.shuffle_vector(first, ir.Constant(t, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes), None))
+
+
+def when_some(em: Emitter, lengths: Sequence[Int], body: Callable[[], None]) -> None:
+    """Emit `body`, to be run if none of these axes is empty."""
+    if not lengths:
+        body()
+        return
+    b = em.here()
+    some: IrValue = ir.Constant(I1, 1)
+    for length in lengths:
+        some = b.and_(some, b.icmp_signed(">", em.i64(length), em.i64(0)))
+    em.when(some, body)

@@ -12,6 +12,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from tcomp.codegen.llvm.strength import strength_reduction
+from tcomp.codegen.llvm.text import safe_name
 from tcomp.codegen.llvm.types import I8
 from tcomp.codegen.nvptx.block_pairs import in_pairs
 from tcomp.codegen.nvptx.emitter import SHARED, finished_text
@@ -52,8 +53,7 @@ def compile_kernel(kernel: Kernel, machine: GpuMachine) -> GpuKernel:
 
 def symbols_of(kernel: Kernel) -> tuple[str, ...]:
     """The entries' names."""
-    safe = "".join(c if c.isalnum() else "_" for c in kernel.name)
-    return tuple(f"tc_{safe}_{i}" for i in range(len(kernel.phases)))
+    return tuple(f"tc_{safe_name(kernel.name)}_{i}" for i in range(len(kernel.phases)))
 
 
 def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchShape, ...]]:

@@ -24,7 +24,7 @@ from tcomp.codegen.llvm.conditions import conditions, remaining, without
 from tcomp.codegen.llvm.emitter import Int
 from tcomp.codegen.llvm.expressions import Node
 from tcomp.codegen.llvm.integers import Known
-from tcomp.codegen.llvm.tiles import Span, span_of, surely_empty
+from tcomp.codegen.llvm.tiles import Span, span_of, surely_empty, when_some
 from tcomp.codegen.llvm.types import I1, I32, IrValue
 from tcomp.codegen.nvptx import guards
 from tcomp.codegen.nvptx.addressing import Addressing, Place, has_room
@@ -69,14 +69,7 @@ class ComputeGenerator:
             return
         with em.frame():
             unsure = self._enter()
-            if not unsure:
-                self._checked(whole)
-                return
-            b = em.here()
-            some: IrValue = ir.Constant(I1, 1)
-            for s in unsure:
-                some = b.and_(some, b.icmp_signed(">", em.i64(s.length), em.i64(0)))
-            em.when(some, lambda: self._checked(whole))
+            when_some(em, [s.length for s in unsure], lambda: self._checked(whole))
 
     def whole(self) -> IrValue | None:
         """Is the tile whole, and do its conditions hold all over what the warp has of it? None where that is no

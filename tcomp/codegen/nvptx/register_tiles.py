@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from llvmlite import ir
 
+from tcomp.codegen.llvm.text import safe_name
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
@@ -39,7 +40,7 @@ def give_registers(em: GpuEmitter, scope: GpuScope, t: Buffer, span: Span) -> No
         count *= s.per_thread(size)
     b = em.here()
     kind = slot_type(t.dtype)
-    slots = [b.alloca(kind, name=f"{_safe(t.name)}.{i}") for i in range(count)]
+    slots = [b.alloca(kind, name=f"{safe_name(t.name)}.{i}") for i in range(count)]
     for slot in slots:
         b.store(ir.Constant(kind, 0), slot)
     scope.fragments[t.name] = slots
@@ -54,7 +55,3 @@ def give_second(em: GpuEmitter, scope: GpuScope, name: str, span: Span) -> None:
         scope.bounded |= {tile.name}
     if name in scope.zeroed:
         scope.zeroed |= {tile.name}
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
