@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from tcomp.codegen.nvptx.residency import computing_registers, resident_blocks
+from tcomp.codegen.nvptx.occupancy import occupancy
+from tcomp.codegen.nvptx.residency import computing_registers, resident_blocks, shared_wanted
 from tcomp.ir.blocks import Blocks, Cluster, GridOrder, Producer, ThreadShape
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import machine_for_target
+from tests.tcomp.nvptx.support import lowered
+from tests.tcomp.nvptx.test_tensor_groups import DIMS, FULL
 
 B200 = machine_for_target("sm_100a")
 PLAIN = Blocks(ThreadShape(warps_y=4), producer=Producer(4, 24))
@@ -46,3 +49,17 @@ def test_registers_of_a_thread_that_computes() -> None:
     one, two, sides = computing_registers(of(), B200), computing_registers(of(), B200, 2), {"sides": 2}
     assert (one, two, computing_registers(of(**sides), B200)) == (0, 232, 240)
     assert computing_registers(of(producer=None), B200) == 0
+
+
+def test_shared_memory_by_which_there_are_two() -> None:
+    """Of one warpgroup beside a producer, with products whose results it waits for."""
+    (phase,) = (kernel := lowered(FULL, DIMS, B200)).phases
+    for blocks, two in (
+        (PLAIN, True),
+        (replace(PLAIN, producer=None), False),
+        (of(shape=ThreadShape(1, 8)).gpu, False),
+    ):
+        wanted = shared_wanted(phase, replace(kernel, blocks=blocks), B200)
+        assert bool(wanted) == two and shared_wanted((), replace(kernel, blocks=blocks), B200) == 0
+        if two:
+            assert [occupancy(B200, 24, 256, wanted + more, 256).blocks for more in (0, 1)] == [2, 1]
