@@ -42,6 +42,7 @@ def test_the_documents_average_is_that_of_the_parameters(tcomp: Tcomp, text: str
         assert narrow[name].dtype == "float32" and narrow[name] == pytest.approx(average, abs=2e-3)
 
 
+@pytest.mark.slow(seconds=5)
 def test_it_is_evaluated_and_writes_and_what_is_not_kept_is_refused(tcomp: Tcomp, text: str) -> None:
     """An average that is what the parameters were after the first step, as a run of one step has them."""
     file = AVERAGED.replace("old = min(keep, step / (step + 1.0))", "old = min(keep, step * 1.0)")

@@ -226,3 +226,21 @@ def test_a_manifest_of_another_making_is_damage(tmp_path: Path, field: str, valu
     (folder / "manifest.json").write_text(json.dumps({"manifest": body, "crc32": check}))
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         verify(folder)
+
+
+def test_what_the_optimizer_keeps_may_take_the_parameters_place(tmp_path: Path) -> None:
+    """A tensor of each parameter's shape: not of some of them, nor a number for each."""
+    zeros = {"v": (2,), "state.m.v": (2,), "state.a.w": (3, 4), "state.r.w": (1,), "state.r.v": (1,)}
+    tensors = TENSORS | {n: stored(np.zeros(shape, np.float32)) for n, shape in zeros.items()}
+    found = verify(save(tmp_path, manifest(7), tensors))
+    assert found.kept(["w", "v"], "m") == {"w": "state.m.w", "v": "state.m.v"}
+    assert found.kept(["w"], "a") == {"w": "state.a.w"}, "what is frozen is not asked for"
+    with pytest.raises(UserError, match="keeps 'a' for 1 of 2 parameters, not for v"):
+        found.kept(["w", "v"], "a")
+    for unknown in ("r", "n", ""):
+        with pytest.raises(UserError, match=r"no state '.?' of its parameters' shapes") as refused:
+            found.kept(["w", "v"], unknown)
+        assert refused.value.hint == "it keeps: a, m"
+    with pytest.raises(UserError) as refused:
+        found.kept(["half"], "m")
+    assert "name a run that `tcomp train` made" in refused.value.hint
