@@ -13,6 +13,7 @@ it keeps `apart` until its warp meets.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -205,9 +206,14 @@ class Order:
         """The time up to which each lane knows what happened in its `column`."""
         warp = lanes >> 5
         found: Array = self.clock[warp // self.warps_of_team, warp % self.warps_of_team, column]
-        for k in indices(self.is_apart[lanes]).tolist() if self.apart else ():
-            found[k] = max(found[k], self.apart[int(lanes[k])][0][column[k]])
+        for lane, at in self._those_apart(lanes):
+            found[at] = np.maximum(found[at], self.apart[lane][0][column[at]])
         return found
+
+    def _those_apart(self, lanes: Array) -> Iterator[tuple[int, Array]]:
+        """Of these lanes, which may come several times, those that know more than their warps; and where each is."""
+        for lane in distinct(lanes[self.is_apart[lanes]]).tolist() if self.apart else ():
+            yield lane, indices(lanes == lane)
 
     def _meet(self, team: Array, place: Array) -> None:
         """The lanes of these warps share what some of them have learnt, and fenced."""
@@ -317,8 +323,8 @@ class Order:
         if every(known):
             return known
         history = self.lane_fences[writer]
-        for k in indices(self.is_apart[issuer]).tolist() if self.apart else ():
-            known[k] |= when[k] <= self.apart[int(issuer[k])][1][theirs[k]]
+        for lane, at in self._those_apart(issuer):
+            known[at] |= when[at] <= self.apart[lane][1][theirs[at]]
         seen = np.where(writer == issuer, np.int32(m.now), self.seen(issuer, theirs))
         own = ((history >= when[:, None]) & (history <= seen[:, None])).any(axis=1)
         forgotten = (history[:, -1] > 0) & (history[:, -1] >= when)
