@@ -168,10 +168,13 @@ def _call(module: Module, s: OpCall, env: dict[str, Shape], values: Mapping[str,
         shape = _argument(a, env, values)
         if len(shape) != len(p.shape):
             axes = count(len(p.shape), "axis", "axes")
+            hint = f"view it in {axes}: {a.name} as [...]"
+            if len(shape) == len(p.shape) + 1:
+                hint += f", or take a slice along the first one: {a.name}[l]"
             raise TcError(
                 f"operand '{p.name}' of op '{op.name}' has {axes}, but '{a.name}' is {shape_text(shape)}",
                 a.span,
-                hint=f"view it in {axes}: {a.name} as [...]",
+                hint=hint,
             )
         shapes[p.name] = shape
     given = {n: int(evaluate_dim(e, values)) for n, e in s.keywords}

@@ -99,7 +99,8 @@ def evaluate_dim(e: Expr, dims: Mapping[str, Number]) -> Number:
                 value = math.nan
             return _checked(value, f"{function}({', '.join(map(str, values))})", e)
         case Call(function):
-            raise TcError(f"'{function}' is not dimension arithmetic", e.span, hint="use + - * / // % ** min max")
+            hint = "a loop is written `for l in L:`" if function == "range" else "use + - * / // % ** min max"
+            raise TcError(f"'{function}' is not dimension arithmetic", e.span, hint=hint)
         case Access(tensor):
             raise TcError(f"'{tensor}' is a tensor, not a dimension", e.span, hint="a size must be known at build")
         case _:

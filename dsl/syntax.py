@@ -131,7 +131,9 @@ def _missing_block(s: _Slip) -> _Explanation:
 
 
 def _missing_colon(s: _Slip) -> _Explanation:
-    if "COLON" in s.expected and re.search(r"=\s*[A-Za-z_]\w*\s+[A-Za-z_]", s.before):
+    if "COLON" in s.expected and (found := re.search(r"=\s*[A-Za-z_]\w*\s+([A-Za-z_]\w*)", s.before)):
+        if found[1] == "if":
+            return "there is no 'if' here", "write `select(condition, a, b)`"
         return "a reduction needs ':' before its value", "write `sum k: value`, or `sum k where condition: value`"
     if s.kind == "_NEWLINE" and "COLON" in s.expected:
         header = s.first_word in (*ITEMS, "config", "forward", "for", "on", "kernel", "group")
@@ -181,6 +183,9 @@ def _statement(s: _Slip) -> _Explanation:
     name, value, call = found.groups()
     if s.kind == "AS" and call:
         return "a call has no view", f"view its result: {name} as [...] = {value}{call}"
+    if s.kind in _OPERATORS and not call and set(s.expected) == {"LPAR"}:
+        hint = f"write an op, and call it: {name} = op({value}, ...)"
+        return f"'{s.token}' in a model: its statements call ops, and arithmetic stands in these", hint
     if s.kind == "_NEWLINE" and not call and set(s.expected) == {"LPAR"}:
         return (
             f"'{value}' is not called",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, takewhile
 
 from tcomp.dsl.ast import Access, Combine, Fuse, Name, Reduction, accesses_in
 from tcomp.dsl.errors import TcError
@@ -143,11 +143,36 @@ def check_fuse(leaves: list[Leaf], plan: KernelPlan) -> None:
                 raise _fused_across(f, first, between, second)
         loops = [{id(n) for n in ancestors(x) if n.level.index == f.at} for x in named]
         if loops and not set.intersection(*loops) and any(loops):
-            raise TcError(
-                f"these equations do not end up in one loop over '{f.at}'",
-                f.span,
-                "map the loops around it (order) so that they can share it",
-            )
+            raise _apart(f, named, leaves, plan)
+
+
+def _apart(f: Fuse, named: list[Leaf], leaves: list[Leaf], plan: KernelPlan) -> TcError:
+    """The error for equations that could share the loop, and do not: one between them, or a loop around, is why."""
+    last = max(named, key=lambda x: x.number)
+    for first in named:
+        for x in leaves:
+            if first.number < x.number < last.number and x not in named and conflict(f.at, first, x) is not None:
+                a, b, c = ((y.known_as or y.written)[0] for y in (first, x, last))
+                return TcError(
+                    f"'{a}' and '{c}' do not end up in one loop over '{f.at}': '{b}' stands between them, and needs "
+                    f"'{a}' of all turns",
+                    f.span,
+                    f"write the equation of '{b}' behind that of '{c}'",
+                )
+    message, hint = f"these equations do not end up in one loop over '{f.at}'", "map the loops around it alike"
+    for level in takewhile(lambda t: t.index != f.at, plan.levels):
+        inside = [x for x in named if level.index in x.walked]
+        outside = [x for x in named if x not in inside]
+        if inside and outside:
+            a, b, n = inside[0].written[0], outside[0].written[0], level.index
+            message += f": '{a}' is in a loop over '{n}' around it, and '{b}', which has no '{n}', is not"
+            hint = f"put it outside: order {f.at}, {n}"
+            if level.parallel:
+                hint = f"do not divide '{n}' among {_among(level)}, or compute '{b}' in a kernel of its own"
+            if level.kind == "grid" and outside[0].reduced and outside[0].readers:
+                hint = f"let each block sum it (inline {b}), or compute it in a kernel of its own"
+            break
+    return TcError(message, f.span, hint)
 
 
 def _check_named(f: Fuse, named: list[Leaf], computed: set[str], inlined: Collection[str]) -> None:
@@ -159,11 +184,9 @@ def _check_named(f: Fuse, named: list[Leaf], computed: set[str], inlined: Collec
     for leaf in named:
         if f.at not in leaf.domain:
             w = leaf.known_as[0]
-            raise TcError(
-                f"'{w}' has no loop '{f.at}', so it cannot be fused at it",
-                f.span,
-                f"leave '{w}' out of this line, or fuse at one of: {', '.join(sorted(leaf.domain))}",
-            )
+            own = sorted(n for n in leaf.domain if "." not in n)  # (of parts of sums, loops have other names)
+            hint = f"leave '{w}' out of this line" + (f", or fuse at one of: {', '.join(own)}" if own else "")
+            raise TcError(f"'{w}' has no loop '{f.at}', so it cannot be fused at it", f.span, hint)
 
 
 def _needs_whole(index: str, first: Leaf, second: Leaf, leaves: list[Leaf]) -> Leaf | None:
