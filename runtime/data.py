@@ -112,14 +112,19 @@ def open_data(paths: list[Path], length: int, vocabulary: int, to_train: bool = 
         count = sum(len(f.tokens) for f in files)
         description = f"{count:,} tokens of {len(files)} token file{'s' if len(files) > 1 else ''}"
         return TokenData(train, validation, _fingerprint(files), description, False, length)
+    lost = ""
     if paths:
-        source = byte_tokens(text_files(paths), frozenset(p for p in paths if not p.is_dir()))
+        found = text_files(paths)
+        source = byte_tokens(found, frozenset(p for p in paths if not p.is_dir()))
         name = " ".join(str(p) for p in paths)
+        if sum(p.stat().st_size for p in found) > len(source.tokens):  # (which have a newline more for some files)
+            lost = ", files that are no UTF-8 text left out"
     else:
         source, name = byte_tokens(standard_library_files()), "the Python standard library's sources"
     check_vocabulary(source, vocabulary, name)
     first, last = split(source.tokens, length)
-    return TokenData([first], [last], _fingerprint([source]), f"{len(source.tokens):,} bytes of {name}", True, length)
+    description = f"{len(source.tokens):,} bytes of {name}{lost}"
+    return TokenData([first], [last], _fingerprint([source]), description, True, length)
 
 
 def _check_prepared(folder: Path) -> None:

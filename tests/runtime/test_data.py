@@ -117,6 +117,9 @@ def test_folders_are_walked_and_undecodable_files_left_out(tmp_path: Path) -> No
     (folder / ".hidden").write_text("hhhh")
     tokens = byte_tokens(text_files([folder])).tokens
     assert sorted(bytes(np.asarray(tokens, np.uint8)).split()) == [b"aaaa", b"bbbb"]
+    told = "10 bytes of {}, files that are no UTF-8 text left out"
+    assert open_data([folder], 1, 256).description == told.format(folder)
+    assert open_data([folder / "deep"], 1, 256).description == f"5 bytes of {folder / 'deep'}"
 
 
 def test_token_files_round_trip(tmp_path: Path) -> None:
