@@ -155,26 +155,32 @@ class Addressing:
 
     # ---------------------------------------------------------------------------------------- pointers
 
-    def pointer(self, place: Place, point: Point) -> IrValue:
-        """The address of the register's first element (lane 0)."""
-        terms, constant = self._terms(place, point, skip_lanes=False)
+    def pointer(self, place: Place, point: Point, condition: Node | None = None) -> IrValue:
+        """The address of the register's first element (lane 0). Indices from memory are read where `condition` holds;
+        elsewhere the address may be any."""
+        terms, constant = self._terms(place, point, condition, skip_lanes=False)
         return self._chain(place.buffer, terms, constant)
 
-    def lane_pointers(self, place: Place, point: Point) -> list[IrValue]:
+    def level_of(self, place: Place, condition: Node | None) -> int:
+        """The frame in which addresses of the place's lanes are made."""
+        guards = (condition for node, _ in place.gathered if node.unsafe and condition is not None)
+        return self.domain.level_of(place.deps.union(*(g.deps for g in guards)))
+
+    def lane_pointers(self, place: Place, point: Point, condition: Node | None = None) -> list[IrValue]:
         """One address per lane, for accesses whose lanes have no common stride."""
         domain = self.domain
         em = domain.emitter
         vector = domain.vector
         assert vector is not None and self.evaluator is not None
         stride = dict(place.counters).get(vector, 0)
-        terms, constant = self._terms(place, point, skip_lanes=True)
+        terms, constant = self._terms(place, point, condition, skip_lanes=True)
         base = self._chain(place.buffer, terms, constant)
-        varying = [(self.evaluator.value(n, point), s) for n, s in place.gathered if vector in n.deps]
+        varying = [(self.evaluator.value(n, point, condition), s) for n, s in place.gathered if vector in n.deps]
         panel = place.panel
         indices: list[Int] | None = None
         if panel is not None and self._panel_lane_stride(panel, point) is None:
             indices = self._panel_lane_indices(panel, point)
-        level = domain.level_of(place.deps)
+        level = self.level_of(place, condition)
         b = em.at(level)
         pointers = []
         for lane in range(domain.lanes):
@@ -220,7 +226,7 @@ class Addressing:
         em = self.domain.emitter
         return em.builder.gep(pointer, [em.i64(offset)], source_etype=stored_type(buffer.dtype))
 
-    def _terms(self, place: Place, point: Point, skip_lanes: bool) -> tuple[list[Term], int]:
+    def _terms(self, place: Place, point: Point, condition: Node | None, skip_lanes: bool) -> tuple[list[Term], int]:
         """The addends of an address and its constant. `skip_lanes` leaves out what varies lane by lane."""
         domain = self.domain
         terms: list[Term] = []
@@ -236,8 +242,11 @@ class Addressing:
         for node, stride in place.gathered:
             if domain.vector in node.deps and skip_lanes:
                 continue
-            key = (id(node), stride, domain.coordinates(node.deps, point))
-            terms.append(Term(domain.level_of(node.deps), key, self._scaled(node, stride, point)))
+            guard = condition if node.unsafe else None
+            deps = node.deps | guard.deps if guard is not None else node.deps
+            key = (id(node), stride, domain.coordinates(deps, point), id(guard))
+            level = domain.level_of(deps)
+            terms.append(Term(level, key, self._scaled(node, stride, point, guard, level)))
         panel = place.panel
         if panel is not None:
             lanes_differ = domain.vector is not None and self._panel_lane_stride(panel, point) is None
@@ -254,11 +263,11 @@ class Addressing:
 
         return emit
 
-    def _scaled(self, node: Node, stride: int, point: Point) -> Callable[[], Int]:
+    def _scaled(self, node: Node, stride: int, point: Point, guard: Node | None, level: int) -> Callable[[], Int]:
         def emit() -> Int:
             assert self.evaluator is not None
-            value = self.evaluator.value(node, point)
-            self.domain.emitter.at(self.domain.level_of(node.deps))
+            value = self.evaluator.value(node, point, guard)
+            self.domain.emitter.at(level)
             return self.domain.emitter.mul(value, stride)
 
         return emit

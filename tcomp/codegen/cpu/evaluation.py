@@ -75,13 +75,13 @@ class Evaluator(evaluation.Evaluator):
             return self.held[place]
         if not self.varies(node):
             scalar = None if condition is None else self.any_lane(condition, point, level)
-            return self.memory.load_scalar(place, point, scalar, level)
+            return self.memory.load_scalar(place, point, scalar, level, condition)
         mask = self.domain.mask(point)
         if condition is not None:
             wanted = self.vector(condition, point)
             b = self.em.at(level)
             mask = wanted if mask is None else b.and_(mask, wanted)
-        return self.memory.load_vector(place, point, mask, level)
+        return self.memory.load_vector(place, point, mask, level, condition)
 
     def any_lane(self, condition: Node, point: Point, level: int) -> IrValue:
         """A scalar: does the condition hold in any lane."""

@@ -14,6 +14,7 @@ from tcomp.codegen.cpu.addressing import Addressing, Place
 from tcomp.codegen.llvm import formats
 from tcomp.codegen.llvm.domain import Domain, Point
 from tcomp.codegen.llvm.emitter import Emitter
+from tcomp.codegen.llvm.expressions import Node
 from tcomp.codegen.llvm.types import F16, F32, I32, I64, POINTER, VOID, IrValue, constant, like, stored_type
 from tcomp.dsl.ast import DType
 from tcomp.machine.cpu import BF16_DOT
@@ -29,22 +30,27 @@ class Memory:
 
     # ------------------------------------------------------------------------------------------- loads
 
-    def load_scalar(self, place: Place, point: Point, condition: IrValue | None, level: int) -> IrValue:
-        """One element; where a (scalar) condition is false the buffer's first element is read instead."""
-        pointer = self.addressing.pointer(place, point)
+    def load_scalar(
+        self, place: Place, point: Point, wanted: IrValue | None, level: int, condition: Node | None = None
+    ) -> IrValue:
+        """One element; where it is not `wanted` (a scalar, of the condition) the buffer's first one is read instead."""
+        pointer = self.addressing.pointer(place, point, condition)
         b = self.em.at(level)
-        if condition is not None:
-            pointer = b.select(condition, pointer, self.domain.scope.roots[place.buffer.name])
+        if wanted is not None:
+            pointer = b.select(wanted, pointer, self.domain.scope.roots[place.buffer.name])
         return self._widen(self._load(pointer, place.buffer.dtype), place.buffer.dtype)
 
-    def load_vector(self, place: Place, point: Point, mask: IrValue | None, level: int) -> IrValue:
-        """A register of lanes; masked lanes read as zero and touch no memory outside the buffer."""
+    def load_vector(
+        self, place: Place, point: Point, mask: IrValue | None, level: int, condition: Node | None = None
+    ) -> IrValue:
+        """A register of lanes; masked lanes read as zero and touch no memory outside the buffer. The mask has in it
+        where the condition holds."""
         dtype = place.buffer.dtype
         t = ir.VectorType(stored_type(dtype), self.domain.lanes)
         if self.domain.interleaved:
             return self._load_half(place, point, level)
         if self.addressing.lane_stride(place, point) == 1:
-            pointer = self.addressing.pointer(place, point)
+            pointer = self.addressing.pointer(place, point, condition)
             b = self.em.at(level)
             if mask is None:
                 raw = b.load(pointer, typ=t, align=dtype.bytes)
@@ -53,7 +59,7 @@ class Memory:
                     "llvm.masked.load", t, [pointer, ir.Constant(I32, dtype.bytes), mask, constant(t, 0)], [t, POINTER]
                 )
             return self._widen(raw, dtype)
-        pointers = self.lanes(place, point)
+        pointers = self.lanes(place, point, condition)
         b = self.em.at(level)
         root = self.domain.scope.roots[place.buffer.name]
         raw = ir.Constant(t, ir.Undefined)
@@ -76,13 +82,13 @@ class Memory:
             memo["words", pointer] = words
         return formats.half_of_words(b, words, odd=point[vector] % 2 == 1)
 
-    def lanes(self, place: Place, point: Point) -> list[IrValue]:
+    def lanes(self, place: Place, point: Point, condition: Node | None = None) -> list[IrValue]:
         """The address of each lane."""
         stride = self.addressing.lane_stride(place, point)
         if stride is None:
-            return self.addressing.lane_pointers(place, point)
-        first = self.addressing.pointer(place, point)
-        b = self.em.at(self.domain.level_of(place.deps))
+            return self.addressing.lane_pointers(place, point, condition)
+        first = self.addressing.pointer(place, point, condition)
+        b = self.em.at(self.addressing.level_of(place, condition))
         t = stored_type(place.buffer.dtype)
         return [
             first if i * stride == 0 else b.gep(first, [self.em.i64(i * stride)], source_etype=t)

@@ -156,11 +156,14 @@ class Addressing:
 
     # ---------------------------------------------------------------------------------------- pointers
 
-    def pointer(self, place: Place, point: Point, along: str | None = None, n: int = 1) -> IrValue:
-        """The address of the element at a point, the first of `n` along the axis `along`."""
+    def pointer(
+        self, place: Place, point: Point, along: str | None = None, n: int = 1, condition: Node | None = None
+    ) -> IrValue:
+        """The address of the element at a point, the first of `n` along the axis `along`. Indices from memory are read
+        where `condition` holds; elsewhere the address may be any."""
         if isinstance(place.buffer.layout, Swizzled):
             return self._swizzled(place, place.buffer.layout, point, along, n)
-        terms, constant = self._terms(place, place.form, point, along, n)
+        terms, constant = self._terms(place, place.form, point, along, n, condition)
         if isinstance(place.buffer.layout, Pitched) and place.buffer.layout.skew:
             term, further = self._skew(place, place.buffer.layout, point, along, n)
             terms, constant = [*terms, term], constant + further
@@ -274,7 +277,9 @@ class Addressing:
         element = ir.IntType(8 * buffer.dtype.bytes)
         return em.builder.gep(pointer, [total], source_etype=element)
 
-    def _terms(self, place: Place, form: Affine, point: Point, along: str | None, n: int) -> tuple[list[Term], int]:
+    def _terms(
+        self, place: Place, form: Affine, point: Point, along: str | None, n: int, condition: Node | None = None
+    ) -> tuple[list[Term], int]:
         domain = self.domain
         constant = form.constant
         terms: list[Term] = []
@@ -297,12 +302,14 @@ class Addressing:
             if not (isinstance(at.base, int) and at.base == 0):
                 terms.append(Term(at.level, ("base", id(at.base), c), partial(_same, at.base), c))
         for node, stride in place.gathered:
-            level = domain.level_of(node.deps)
-            gathered_key = (id(node), domain.coordinates(node.deps, point), stride)
+            guard = condition if node.unsafe else None
+            deps = node.deps | guard.deps if guard is not None else node.deps
+            level = domain.level_of(deps)
+            gathered_key = (id(node), domain.coordinates(deps, point), stride, id(guard))
 
-            def value(node: Node = node) -> IrValue:
+            def value(node: Node = node, guard: Node | None = guard) -> IrValue:
                 assert self.evaluator is not None
-                return self.evaluator.value(node, point)
+                return self.evaluator.value(node, point, guard)
 
             terms.append(Term(level, gathered_key, value, stride))
         return terms, constant

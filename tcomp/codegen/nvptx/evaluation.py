@@ -129,7 +129,7 @@ class GpuEvaluator(Evaluator):
                 return self.gpu.once(level, key, load)[point[axis] - first]
             return self.read(place, point, None, 1, level)[0]
         wanted = self.value(condition, point)
-        pointer = self.addressing.pointer(place, point)
+        pointer = self.addressing.pointer(place, point, condition=condition)
         b = self.em.at(level)
         constant, dtype = self._constant(place), place.buffer.dtype
         if place.buffer.scope in (Scope.OPERAND, Scope.TEAM) and not constant:
