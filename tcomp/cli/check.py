@@ -192,9 +192,15 @@ def _small_step(module: Module, own: CheckOptions, given: Mapping[str, Number]) 
     sizes = {name: {"B": 2, "T": 11}.get(name, 3) for name in model.dims} | sizes
     small = {name: n for name, n in SMALL.items() if name in configured and name not in values}
     dims = small | values
-    while wrong := failing(model, common.default_config(module, own.file), sizes, dims) & small.keys():
-        dims = {name: n for name, n in dims.items() if name not in wrong}  # as the configuration has them
-        small = {name: n for name, n in small.items() if name not in wrong}
+    larger = iter((12, 16, 32, 64, 128))
+    while wrong := failing(model, common.default_config(module, own.file), sizes, dims):
+        if wrong & small.keys():  # these are as the configuration has them
+            dims = {name: n for name, n in dims.items() if name not in wrong & small.keys()}
+            small = {name: n for name, n in small.items() if name not in wrong}
+        elif (own_sizes := wrong & sizes.keys() - given.keys()) and (n := next(larger, 0)):
+            sizes |= dict.fromkeys(own_sizes, n)
+        else:
+            break
     return StepRequest(own.file, "", sizes, dims, own.precision, recompute="cheap", deterministic=own.deterministic)
 
 

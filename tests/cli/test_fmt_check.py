@@ -112,6 +112,10 @@ def test_the_step_has_the_configurations_values_where_small_ones_break_its_rules
     found = tcomp("check", "scales.tc", "--threads", "1", "--trials", "1")
     assert found.code == 0 and "step of scales               ok" in found.out, found.error
     refused(tcomp("check", "scales.tc", "--dim", "C=16", "--trials", "1"), "requires H == 2")
+    (tmp_path / "scales.tc").write_text(
+        SCALES.replace("M = 5", "M = 8").replace("  param w", "  require N % M == 0\n  param w")
+    )
+    assert "step of scales               ok" in tcomp("check", "scales.tc", "--trials", "1").out, "a larger size"
 
 
 def test_check_of_a_model_that_trains_nothing(tcomp: Tcomp, tmp_path: Path) -> None:
