@@ -108,7 +108,11 @@ def _run(settings: TrainSettings, path: Path, resume: bool, group: Group | None 
     by = "" if group is None else way(settings.exchange, device, group)
     built = built_by(group, settings.request(), device)
     console = Console(highlight=False)
-    data = _checked_data(settings, built, resume)
+    try:
+        data = _checked_data(settings, built, resume)
+    except BaseException:
+        device.abandon()
+        raise
     _announce(console, settings, built, data, by)
     if group is not None:
         check_same(group, as_json(settings), built, data, by)
