@@ -75,7 +75,7 @@ def test_wgmma_has_no_pairs() -> None:
      pair(rows="grid.y(256) / cluster(128) / warpgroup(128, 1)", lines=f"pingpong\n  {DELIVERED}")],
     ids=["along", "across", "mixed", "8 bits", "256 rows", "two sides"],
 )  # fmt: skip
-@pytest.mark.parametrize("m", [512, 392])
+@pytest.mark.parametrize("m", [pytest.param(512, marks=pytest.mark.slow), 392])
 def test_products(source: str, m: int) -> None:
     """Blocks take several tiles; 392 rows are an odd number of tiles, the last one cut."""
     assert "cta_group::2" in compile_kernel(lowered(source, m), FOUR).ptx
@@ -125,15 +125,19 @@ schedule f on sm_100a:
 """
 
 
-@pytest.mark.parametrize("how", ["turns", "partials"])
-@pytest.mark.parametrize("rows", ["grid.y(256) / cluster(128)", "grid.y(512) / cluster(128)", "grid.y(128)"])
+@pytest.mark.parametrize("how", ["turns", pytest.param("partials", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rows",
+    ["grid.y(256) / cluster(128)",
+     *(pytest.param(r, marks=pytest.mark.slow) for r in ("grid.y(512) / cluster(128)", "grid.y(128)"))],
+)  # fmt: skip
 def test_threads_sum_the_tiles_that_are_multiplied(how: str, rows: str) -> None:
     """Of a pair of blocks each knows of its own tiles, and a thread of the second tells the first. (Blocks of four
     clusters share tiles, and multiply alone.)"""
     along_k = "combine s over k by partials" if how == "partials" else ""
     source = BESIDE.format(rows=rows, part=256, how=how, along_k=along_k)
     for name in ("Y", "s"):
-        agrees(source, {"M": 456, "N": 392, "K": 264}, replace(B200, sms=8), result=name)
+        agrees(source, {"M": 328, "N": 264, "K": 136}, replace(B200, sms=6), result=name)
 
 
 LEFT_OUT = {
