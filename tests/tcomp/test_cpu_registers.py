@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tcomp.codegen.cpu.compile import kernel_assembly
-from tcomp.dsl.ast import Module
+from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.load import load
 from tcomp.grad import backward_of
 from tcomp.machine.cpu import CpuMachine
@@ -53,14 +53,22 @@ def contraction_loops(assembly: str) -> list[str]:
 def test_no_vector_register_is_spilled_in_a_contraction(name: str, machine: CpuMachine, module: Module) -> None:
     backward = backward_of(name, module)
     assert backward is not None
+    assert sum(loops_without_spill(op, OPS[name], machine, module) for op in (module.ops[name], backward)) >= 3
+
+
+def test_the_larger_tiles_of_more_queries_fit_sixteen_registers(module: Module) -> None:
+    assert loops_without_spill(module.ops["attention"], OPS["attention"] | {"T": 512}, MACHINES[0], module) >= 2
+
+
+def loops_without_spill(op: Op, dims: dict[str, int], machine: CpuMachine, module: Module) -> int:
+    """How many there are in an op's kernels."""
     loops = 0
-    for op in (module.ops[name], backward):
-        for kernel in lower(op, module, OPS[name], machine, threads=2).kernels:
-            for loop in contraction_loops(kernel_assembly(kernel, machine)):
-                loops += 1
-                spilled = re.findall(r"\tv\w+\t.*(?:[xyz]mm\d+, -?\d*\(%rsp\)|\(%rsp\)(?:\{\w+\})?, .*[xyz]mm).*", loop)
-                assert not spilled, f"{kernel.name}:\n{loop}"
-    assert loops >= 3
+    for kernel in lower(op, module, dims, machine, threads=2).kernels:
+        for loop in contraction_loops(kernel_assembly(kernel, machine)):
+            loops += 1
+            spilled = re.findall(r"\tv\w+\t.*(?:[xyz]mm\d+, -?\d*\(%rsp\)|\(%rsp\)(?:\{\w+\})?, .*[xyz]mm).*", loop)
+            assert not spilled, f"{kernel.name}:\n{loop}"
+    return loops
 
 
 def test_sums_along_vectors_and_exp_keep_to_sixteen_registers(module: Module) -> None:

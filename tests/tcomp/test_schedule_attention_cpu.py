@@ -116,16 +116,17 @@ CHANNELS = {"q": (2, 1), "k": (4, 1), "d": (1, 8)}
 
 
 @pytest.mark.parametrize(
-    ("machine", "length", "storage", "scores", "vectors"),
+    ("machine", "length", "storage", "scores", "outputs"),
     [
-        (AVX2, 128, "f32", CHANNELS, 2),
-        (AVX2, 129, "f32", {"q": (4, 1), "k": (2, 8), "d": (1, 1)}, 2),
-        (AVX2, 129, "bf16", CHANNELS, 2),
-        (AVX512, 256, "f32", {"q": (8, 1), "k": (2, 16), "d": (1, 1)}, 4),
+        (AVX2, 128, "f32", CHANNELS, (4, 2)),
+        (AVX2, 129, "f32", {"q": (4, 1), "k": (2, 8), "d": (1, 1)}, (4, 2)),
+        (AVX2, 257, "f32", {"q": (6, 1), "k": (2, 8), "d": (1, 1)}, (6, 2)),
+        (AVX2, 257, "bf16", CHANNELS, (4, 2)),
+        (AVX512, 256, "f32", {"q": (8, 1), "k": (2, 16), "d": (1, 1)}, (4, 4)),
     ],
 )
 def test_more_registers_make_scores_of_more_queries_and_outputs_of_more_channels(
-    machine: CpuMachine, length: int, storage: str, scores: dict[str, tuple[int, int]], vectors: int
+    machine: CpuMachine, length: int, storage: str, scores: dict[str, tuple[int, int]], outputs: tuple[int, int]
 ) -> None:
     """Scores' tiles are two vectors of keys wide, or of few scores four keys by vectors along the channels: half of one
     on the diagonal is computed in vain. What reads an operand once has no tile."""
@@ -139,7 +140,8 @@ def test_more_registers_make_scores_of_more_queries_and_outputs_of_more_channels
     }
     lanes = machine.lanes_f32
     assert tiles["qk"] == scores and tiles["l"] == {"q": (1, 1), "k": (2, lanes)}
-    assert (tiles["o"]["q"], tiles["o"]["e"]) == ((4, 1), (vectors, lanes))
+    queries, vectors = outputs
+    assert (tiles["o"]["q"], tiles["o"]["e"]) == ((queries, 1), (vectors, lanes))
 
 
 @pytest.mark.parametrize(("length", "keys"), [(64, (4, 1)), (65, (2, 16))])
