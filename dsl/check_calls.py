@@ -19,7 +19,7 @@ from tcomp.dsl.ast import (
     TensorRef,
     names_in,
 )
-from tcomp.dsl.check_numbers import TRAINING, check_number
+from tcomp.dsl.check_numbers import BATCH_NUMBER, TRAINING, check_number
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
@@ -152,6 +152,8 @@ def _check_results(model: Model, op: Op, s: OpCall, numbers: frozenset[str]) -> 
         if r.name in numbers:
             hint = "rename the tensor"
             raise TcError(f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint=hint)
+        if r.name == BATCH_NUMBER and model.loss:
+            raise TcError(f"'{r.name}' counts the batches of a run", r.span, hint="rename the tensor")
         if r.name in kept:
             hint = "parameters, inputs and states keep their values for the whole step; use another name"
             raise TcError(f"'{r.name}' is a parameter, an input or a state", r.span, hint=hint)

@@ -25,6 +25,7 @@ from tcomp.dsl.ast import (
     TensorRef,
     names_in,
 )
+from tcomp.dsl.check_numbers import BATCH_NUMBER
 from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape, shape_text
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count
@@ -141,6 +142,7 @@ def _walk(model: Model, module: Module, values: Mapping[str, Number]) -> None:
     env = {p.name: _shape(p.shape, values, f"'{p.name}'") for p in model.params}
     declared: tuple[InputDecl | StateDecl | Cache, ...] = (*model.inputs, *model.states, *model.caches)
     env |= {d.name: _shape(d.shape, values, f"'{d.name}'") for d in declared}
+    env[BATCH_NUMBER] = ()
     _block(module, model.forward, env, dict(values))
     if env[model.loss]:
         hint = "reduce it to one number: `op mean(X: f32[M]) -> y: f32[]`"

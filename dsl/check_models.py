@@ -27,7 +27,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.check_calls import check_statements
 from tcomp.dsl.check_model_shapes import check_model_shapes
-from tcomp.dsl.check_numbers import TRAINING, check_number, check_numbers
+from tcomp.dsl.check_numbers import BATCH_NUMBER, TRAINING, check_number, check_numbers
 from tcomp.dsl.decode import decoding
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
@@ -36,6 +36,12 @@ from tcomp.dsl.updates import by_tensor, check_signature, of_matrices, trainer
 from tcomp.dsl.variants import all_variants, mentioned, under
 
 INITIALISERS = {"zeros": 0, "ones": 0, "normal": 1, "uniform": 1}
+
+_GIVEN = {
+    TRAINING: "is 1 where a step trains, and 0 in evaluation",
+    BATCH_NUMBER: "counts the batches of a run",
+}
+"""What a model's text does not declare"""
 
 
 def check_model(model: Model, module: Module) -> None:
@@ -58,10 +64,12 @@ def _check(model: Model, module: Module) -> None:
         *model.params, *model.inputs, *model.states, *model.caches,
     )  # fmt: skip
     tensors = {d.name: d.dtype for d in declared}
-    bound = check_statements(model, model.forward, tensors, numbers, module)
-    if TRAINING in numbers | bound.keys():
-        hint = "rename it: in operands of calls `training` is 1 where a step trains, and 0 in evaluation"
-        raise TcError(f"'{model.name}' has a number or tensor '{TRAINING}' of its own", model.span, hint=hint)
+    own = {BATCH_NUMBER: DType.I32}
+    bound = check_statements(model, model.forward, tensors | own, numbers, module)
+    for given, what in _GIVEN.items():
+        if given in numbers | tensors.keys() | (bound.keys() - own.keys()):
+            message = f"'{model.name}' has a number or tensor '{given}' of its own"
+            raise TcError(message, model.span, hint=f"rename it: in operands of calls `{given}` {what}")
     for name, what in ((model.loss, "loss"), (model.logits, "logits")):
         if name is not None and name not in bound:
             hint = did_you_mean(name, bound, "tensor")

@@ -9,6 +9,9 @@ from tcomp.dsl.hints import did_you_mean, listing
 TRAINING = "training"
 """The number that is 1 while a step trains, and 0 in evaluation and generation: for scalar operands of `forward`."""
 
+BATCH_NUMBER = "batch_number"
+"""The i32[] tensor that counts batches: the micro-batches of a run, of all its processes, or those of an evaluation."""
+
 
 def check_numbers(model: Model) -> frozenset[str]:
     """Names of numbers, each given once; every configuration gives the same ones."""
@@ -56,6 +59,9 @@ def check_number(e: Expr, known: frozenset[str], where: str) -> None:
             if n.id == TRAINING:
                 hint = "only a scalar operand of a call in `forward` may be another number in evaluation"
                 raise TcError(f"'{TRAINING}' stands in {where}", n.span, hint=hint)
+            if n.id == BATCH_NUMBER:
+                hint = "it is a tensor: pass it by itself for an operand of type i32[], and let the op reckon with it"
+                raise TcError(f"'{BATCH_NUMBER}' stands in {where}, which must be a number", n.span, hint=hint)
             hint = did_you_mean(n.id, sorted(known), "dimension")
             if not hint.startswith("did"):
                 hint = f"give it in every config ({n.id} = ...), as `let {n.id} = ...`, or as a size of the model"

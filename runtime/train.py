@@ -25,6 +25,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 import tcomp
+from tcomp.dsl.check_numbers import BATCH_NUMBER
 from tcomp.errors import UserError
 from tcomp.model.step import Slot, Step
 from tcomp.runtime import checkpoint
@@ -233,7 +234,7 @@ def _ask(executor: Executor, batches: Stream, done: int, accumulation: int, peer
     rows = rows_of(executor.step)
     for micro in range(accumulation):
         batches.skip(rows * peers.rank)
-        next_batch(executor, batches)
+        next_batch(executor, batches, (done * accumulation + micro) * peers.size + peers.rank)
         batches.skip(rows * (peers.size - 1 - peers.rank))
         run = executor.run_step if micro == accumulation - 1 else executor.run
         run("micro_next" if micro else "micro_first")
@@ -247,10 +248,12 @@ def rows_of(step: Step) -> int:
     return step.slots[next(iter(step.inputs))].shape[0]
 
 
-def next_batch(executor: Executor, batches: Stream) -> None:
-    """Make the stream's next batch the executor's inputs."""
+def next_batch(executor: Executor, batches: Stream, number: int) -> None:
+    """Make the stream's next batch the executor's inputs, and its number what the model reads as that."""
     with executor.batch() as inputs:
         batches.fill(inputs)
+    if BATCH_NUMBER in executor.step.slots:
+        executor.write(BATCH_NUMBER, number % (1 << 31))
 
 
 def _refuse_divergence(value: float, what: str, done: int) -> None:
@@ -355,19 +358,18 @@ def validation_loss(executor: Executor, data: Data, batch_count: int, peers: Pee
     count = max(1, min(batch_count, batches.count // rows))
     own = range(peers.rank, count, peers.size)
     batches.skip(rows * peers.rank)
-    losses = list(batch_losses(executor, batches, len(own), rows * (peers.size - 1)))
+    losses = list(batch_losses(executor, batches, own))
     turns = -(-count // peers.size)
     return sum(peers.joined([*losses, *[0.0] * (turns - len(losses))])[:count]) / count
 
 
-def batch_losses(executor: Executor, batches: Stream, count: int, between: int = 0) -> Iterator[float]:
-    """The losses of the next `count` batches, without training on them; `between` each two so many windows are left
-    out."""
+def batch_losses(executor: Executor, batches: Stream, numbers: range) -> Iterator[float]:
+    """The losses of batches with these numbers, without training on them; the first is the stream's next."""
     program = "forward" if "forward" in executor.step.programs else "micro_first"
     with evaluating(executor):
-        for number in range(count):
-            batches.skip(between if number else 0)
-            next_batch(executor, batches)
+        for number in numbers:
+            batches.skip(rows_of(executor.step) * (numbers.step - 1) if number != numbers.start else 0)
+            next_batch(executor, batches, number)
             executor.run(program)
             yield float(executor.fetch("loss").value())
 

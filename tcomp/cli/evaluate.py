@@ -132,10 +132,10 @@ def _measure(loaded: Loaded, data: Data, batch: int, most: int) -> None:
         whole, rest = most, 0
     total, windows = 0.0, whole * batch + rest
     with _progress("evaluating", windows) as advance:
-        for rows, count in ((batch, whole), (rest, 1)):
-            if rows and count:
+        for rows, numbers in ((batch, range(whole)), (rest, range(whole, whole + 1))):
+            if rows and numbers:
                 with loaded(rows) as executor:
-                    for loss in batch_losses(executor, held_out, count):
+                    for loss in batch_losses(executor, held_out, numbers):
                         total += loss * rows
                         advance(rows)
     loss = total / windows

@@ -173,7 +173,8 @@ class Step:
     the update).
     `hyper` are the optimizer's scalars and their default values, by slot: "hyper.peak_lr", or
     "hyper.matrices.weight_decay" of a group. `scalars` are the values of all scalar slots when a run starts: those
-    of `hyper`, "loss_gradient" (1 / accumulation), "step" (i32, counts from 0), constants of forward ops. An
+    of `hyper`, "loss_gradient" (1 / accumulation), "step" (i32, counts from 0), constants of forward ops,
+    "batch_number" where the model reads it (i32, written before each batch). An
     executor writes them when it starts. `evaluation` has the values that some of them have while a step that trains is
     evaluated (program "forward"). The update's launches are at positions after those of a micro-batch.
     Results: slots "loss", "lr", "norm" (f32 scalars) and "logits" when the program keeps them.

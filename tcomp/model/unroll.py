@@ -23,6 +23,7 @@ from tcomp.dsl.ast import (
     ParamDecl,
     TensorRef,
 )
+from tcomp.dsl.check_numbers import BATCH_NUMBER
 from tcomp.dsl.decode import decoding
 from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape, shape_text
 from tcomp.dsl.errors import TcError, quoting
@@ -129,7 +130,11 @@ class Unrolling(Operands):
         caches = tuple(
             self.declare(c.name, c.dtype, self.shape(c.shape, f"'{c.name}'"), "cache") for c in self.model.caches
         )
+        number = Tensor(BATCH_NUMBER, DType.I32, (), "scalar", "model")
+        self.environment[BATCH_NUMBER] = number.whole()
         self.statements(self.model.forward, {}, "")
+        if any(v.tensor is number for n in self.nodes for v in n.operands.values()):
+            self.scalars[number] = 0
         loss = self.result(self.model.loss, "loss")
         if loss.elements != 1:
             raise TcError(f"the loss '{self.model.loss}' has shape {shape_text(loss.shape)}", self.model.span,

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tcomp.dsl.load import load_text
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
-from tcomp.model.request import Sharing
-from tcomp.model.step import Slot
+from tcomp.model.build import build_step
+from tcomp.model.request import Sharing, StepRequest
+from tcomp.model.step import Slot, Step
 from tcomp.runtime import train as training
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.data import open_data
@@ -27,6 +29,7 @@ from tcomp.runtime.peers import ALONE, Alone, LeadFailed, PeerFailed, Peers
 from tcomp.runtime.run_folder import FollowedRun, RunFolder
 from tcomp.runtime.train import Settings, train
 from tests.reference.ranks import LENGTH, Links, Memory, on_ranks, ranked, step_for
+from tests.runtime.test_training_number import DIMS, EXAMPLE
 from tests.turns import in_turns
 
 
@@ -43,10 +46,10 @@ def no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(
     folder: Path, text: Path, kernels: Path, silent: Any, sharing: Sharing, accumulation: int, *,
-    precision: str = "f32", steps: int = 5, resume: bool = False, model: str = "gpt2",
+    precision: str = "f32", steps: int = 5, resume: bool = False, model: str = "gpt2", step: Step | None = None,
 ) -> tuple[bytes, list[float]]:  # fmt: skip
     """The last checkpoint's tensors, and the losses (the last one is the validation's), of a run of so many ranks."""
-    step = step_for(sharing, precision, accumulation, model)
+    step = step or step_for(sharing, precision, accumulation, model)
 
     def work(links: Links) -> None:
         executor: Any = CpuExecutor(step_of(step, links.rank), detect(), 1, kernels)
@@ -93,6 +96,30 @@ def test_two_ranks_train_matrices_as_one_process_does(
     trained(tmp_path / "r", text, kernels, silent, Sharing(2), 1, steps=3, model="gpt2_muon")
     resumed = trained(tmp_path / "r", text, kernels, silent, Sharing(2), 1, resume=True, model="gpt2_muon")
     assert resumed[0] == state
+
+
+@pytest.mark.slow
+def test_each_batch_has_its_own_dropout_whoever_trains_on_it(
+    tmp_path: Path, text: Path, kernels: Path, silent: Any, no_signals: None
+) -> None:
+    """Here validation drops, too, so that it shows what its batches' numbers are."""
+    module = load_text(EXAMPLE.replace("rate * training", "rate"))
+
+    def run(name: str, sharing: Sharing, accumulation: int, **how: Any) -> tuple[bytes, list[float]]:
+        dims = {**DIMS, "V": 256}
+        request = StepRequest(
+            "regular", "tiny", {"B": 2, "T": LENGTH}, dims, accumulation=accumulation, sharing=sharing
+        )
+        step = build_step(module, request, detect(), 1)
+        return trained(tmp_path / name, text, kernels, silent, sharing, accumulation, step=step, **how)
+
+    _, alone = run("1", Sharing(), 4)
+    state, losses = run("2", Sharing(2), 2)
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    run("r", Sharing(2), 2, steps=3)
+    assert run("r", Sharing(2), 2, resume=True) == (state, losses)
+    run("s", Sharing(), 4, steps=2)
+    np.testing.assert_allclose(run("s", Sharing(2), 2, resume=True)[1], alone, rtol=1e-5)
 
 
 @in_turns(2)

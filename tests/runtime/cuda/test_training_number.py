@@ -13,7 +13,7 @@ from tcomp.model.request import StepRequest
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.scalars import set_scalars
 from tcomp.runtime.verify import verify_step
-from tests.runtime.test_training_number import DIMS, EXAMPLE, LOSSES, SCALED, SIZES, losses
+from tests.runtime.test_training_number import DIMS, EXAMPLE, LOSSES, SCALED, SIZES, drops, losses
 
 
 def opened(text: str, folder: Path, config: str, sizes: dict[str, int], dims: dict[str, float]) -> Any:
@@ -39,6 +39,7 @@ def test_the_documents_example_against_the_oracle(virtual: Any, tmp_path: Path) 
         set_scalars(executor, {"peak_lr": 0.1, "warmup": 1.0, "eps": 1e-3})
         found = {c.what: c.error for c in verify_step(executor, load(tmp_path / "model.tc"), DIMS)}
         assert "loss in evaluation" in found and max(found.values()) < 1e-4, found
+        assert drops(executor)
         assert not virtual.findings
     finally:
         executor.close()
