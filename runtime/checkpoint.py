@@ -56,6 +56,11 @@ class Checkpoint:
         """Every tensor, from the file's header."""
         return read_header(self.folder / TENSORS)
 
+    def trained(self) -> set[str]:
+        """The parameters that the optimizer keeps anything for."""
+        parts = (tensor.split(".") for tensor in self.tensors())
+        return {p[2] for p in parts if p[0] == "state" and len(p) == 3}
+
     def kept(self, parameters: Collection[str], state: str) -> dict[str, str]:
         """Of each of the parameters that are trained the tensor of its shape that the optimizer keeps as its `state`,
         such as an average. UserError where it keeps none for some of them."""
@@ -63,14 +68,15 @@ class Checkpoint:
         found: dict[str, dict[str, str]] = {}
         for tensor, entry in held.items():
             match tensor.split("."):
-                case ["state", own, name] if name in parameters and entry.shape == held[name].shape:
-                    found.setdefault(own, {})[name] = tensor
-        lacking = [name for name in parameters if name not in found.get(state, {})]
-        if not lacking:
-            return found[state]
-        if state in found:
+                case ["state", kind, name] if name in parameters and entry.shape == held[name].shape:
+                    found.setdefault(kind, {})[name] = tensor
+        own = found.get(state, {})
+        lacking = [name for name in parameters if name not in own]
+        if own and not lacking:
+            return own
+        if own:
             raise UserError(
-                f"{self.folder}: the optimizer keeps '{state}' for {len(found[state])} of {len(parameters)} "
+                f"{self.folder}: the optimizer keeps '{state}' for {len(own)} of {len(parameters)} "
                 f"parameters, not for {', '.join(lacking)}",
                 f"let the op of every group keep it (`inout {state}: f32[N]`), or name a state of all",
             )

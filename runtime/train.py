@@ -42,7 +42,8 @@ from tcomp.runtime.scalars import evaluating, set_scalars
 
 @dataclass(frozen=True)
 class Settings:
-    """`hyper` overrides the model's own values. Zero for `eval_every` or `save_every`: only at the end."""
+    """`hyper` overrides the model's own values. Zero for `eval_every` or `save_every`: only at the end. `weights` names
+    what is taken of the run that this one starts from, in its parameters' place."""
 
     steps: int
     accumulation: int = 1
@@ -53,6 +54,7 @@ class Settings:
     save_every: int = 100
     keep: int = 2
     threads: int = 1
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def train(
     else:
         initialise(executor, settings.seed, settings.threads)
         if weights is not None:
-            load_weights(executor, weights, added(executor.step, weights))
+            load_weights(executor, weights, added(executor.step, weights), settings.weights)
         done = 0
     peers.check_alike()
     saved_at = done if saved else -1
@@ -325,25 +327,29 @@ def added(step: Step, saved: checkpoint.Checkpoint) -> list[str]:
     return [p.slot for p in step.parameters if some_frozen and not p.frozen and p.slot not in held]
 
 
-def check_weights(executor: Executor, saved: checkpoint.Checkpoint, without: Collection[str] = ()) -> None:
-    """UserError where the checkpoint is of another model than the step. Sizes, types and numbers that no shape depends
-    on may differ, and parameters `without` which it is may be missing."""
-    wanted = persistent(executor, ("parameter",))
-    saved.check({name: tensor for name, tensor in wanted.items() if name not in without}, convert=True)
+def check_weights(
+    executor: Executor, saved: checkpoint.Checkpoint, without: Collection[str] = (), state: str = ""
+) -> dict[str, str]:
+    """The tensor of a checkpoint that each parameter comes from, but for those `without` which it is: its master copy
+    where there is one; with `state` what the optimizer keeps under this name for it. UserError where the checkpoint is
+    of another model than the step (sizes, types and numbers that no shape depends on may differ), and as `kept`."""
+    wanted = {n: t for n, t in persistent(executor, ("parameter",)).items() if n not in without}
+    saved.check(wanted, convert=True)
+    held = saved.tensors()
+    sources = {n: f"master.{n}" if f"master.{n}" in held else n for n in wanted}
+    trained = {p.slot for p in executor.step.parameters if not p.frozen} | saved.trained()
+    return sources | (saved.kept([n for n in wanted if n in trained], state) if state else {})
 
 
 def load_weights(
     executor: Executor, saved: checkpoint.Checkpoint, without: Collection[str] = (), state: str = ""
 ) -> None:
     """The parameters of a checkpoint (its master copies where it has them), as parameters of this step and as their
-    master copies, and the model's own states; those `without` which it is stay as they are. With `state` what the
-    optimizer keeps under this name for a parameter takes its place. UserError as `check_weights` and `kept`."""
-    check_weights(executor, saved, without)
-    held, parameters = saved.tensors(), executor.step.parameters
-    kept = saved.kept([p.slot for p in parameters if not p.frozen], state) if state else {}
-    for init in (p for p in parameters if p.slot not in without):
-        source = kept.get(init.slot, f"master.{init.slot}")
-        values = saved.values(source if source in held else init.slot)
+    master copies, and the model's own states; those `without` which it is stay as they are. `state` and UserError as
+    `check_weights`."""
+    sources, held = check_weights(executor, saved, without, state), saved.tensors()
+    for init in (p for p in executor.step.parameters if p.slot in sources):
+        values = saved.values(sources[init.slot])
         for slot in filter(None, (init.slot, init.master)):
             executor.write(slot, values)
     for name in executor.step.states:

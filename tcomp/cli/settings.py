@@ -33,6 +33,7 @@ class TrainSettings(StepSettings):
     init_from: Annotated[
         str, typer.Option(metavar="RUN", help="Start from the weights of this run folder, or imported one.")
     ] = ""
+    weights: options.Weights = ""
     device: options.DeviceName = "cpu"
     gpu: options.VirtualGpu = ""
     graph: options.Graph = True
@@ -60,6 +61,11 @@ class TrainSettings(StepSettings):
         limits.check_named("--data", self.data)
         limits.check_hyper(self.hyper)
         limits.parse_memory(self.memory)
+        if self.weights and not self.init_from:
+            raise UserError(
+                f"--weights {self.weights} is about the run that another one starts from, and none is named",
+                "name it, as in --init-from RUN, or leave --weights out",
+            )
         if self.sample:
             limits.check_prompt(self.prompt)
         return self

@@ -172,7 +172,7 @@ def _check_weights(settings: TrainSettings, executor: Executor, step: Step, weig
     from tcomp.runtime.train import added, check_weights
 
     new = added(step, weights)
-    check_weights(executor, weights, new)
+    check_weights(executor, weights, new, settings.weights)
     if new:
         common.warn(f"{settings.init_from} has no {', '.join(new)}: they begin as the model's text says")
 
@@ -211,6 +211,7 @@ def _trained(run: _Run, executor: Executor, peers: Peers, weights: Checkpoint | 
             steps=settings.steps, accumulation=settings.accumulation, seed=settings.seed, hyper=settings.hyper,
             eval_every=settings.eval_every, eval_batches=settings.eval_batches, save_every=settings.save_every,
             keep=settings.keep, threads=settings.threads or limits.cores(),
+            weights=settings.weights,
         )  # fmt: skip
         return train(executor, run.data, folder, own, progress_for(console), resume, weights, peers)
     finally:

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,9 +157,9 @@ def test_weights_that_do_not_load_leave_no_run_folder(tcomp: Tcomp, text: str, t
     tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
     load = train.load_weights
 
-    def shrunk(executor: Executor, saved: checkpoint.Checkpoint, without: Collection[str]) -> None:
+    def shrunk(executor: Executor, saved: checkpoint.Checkpoint, *more: Any) -> None:
         os.truncate(saved.folder / checkpoint.TENSORS, 2000)
-        load(executor, saved, without)
+        load(executor, saved, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "load_weights", shrunk)

@@ -15,6 +15,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 STEADY = ("--hyper", "warmup=1", "--hyper", "final_lr=1", "--hyper", "total=9", "--sample", "0", "--eval-every", "0")
 
 
+def weights(run: str) -> bytes:
+    (saved,) = Path(run, "checkpoints").iterdir()
+    return (saved / "tensors.safetensors").read_bytes()
+
+
 def trained(tcomp: Tcomp, text: str, run: str, steps: int, file: str = AVERAGED, *more: str) -> None:
     Path("gpt2_averaged.tc").write_text(file)
     result = tcomp(
@@ -56,6 +61,14 @@ def test_it_is_evaluated_and_writes_and_what_is_not_kept_is_refused(tcomp: Tcomp
         return measured.out, written.out
 
     assert used("three", "--weights", "average") == used("one") != used("three")
+    start = (*TINY, *STEADY, "--data", text, "--steps", "1", "--seed", "2")
+    for run, source in (("from one", ("one",)), ("from three", ("three", "--weights", "average"))):
+        result = tcomp("train", *start, "--run", run, "--init-from", *source)
+        assert result.code == 0, result.error
+    assert weights("from one") == weights("from three")
+    refused(tcomp("train", *start, "--run", "x", "--init-from", "one", "--weights", "w"), "it keeps: average, m, v")
+    refused(tcomp("train", *start, "--run", "x", "--weights", "average"), "is about the run that another one starts")
+    assert not Path("x").exists()
 
     refused(
         tcomp("eval", "one", "--weights", "averaged", "--threads", "1"),

@@ -234,6 +234,7 @@ def test_what_the_optimizer_keeps_may_take_the_parameters_place(tmp_path: Path) 
     tensors = TENSORS | {n: stored(np.zeros(shape, np.float32)) for n, shape in zeros.items()}
     found = verify(save(tmp_path, manifest(7), tensors))
     assert found.kept(["w", "v"], "m") == {"w": "state.m.w", "v": "state.m.v"}
+    assert found.trained() == {"v", "w"}
     assert found.kept(["w"], "a") == {"w": "state.a.w"}, "what is frozen is not asked for"
     with pytest.raises(UserError, match="keeps 'a' for 1 of 2 parameters, not for v"):
         found.kept(["w", "v"], "a")
@@ -244,3 +245,5 @@ def test_what_the_optimizer_keeps_may_take_the_parameters_place(tmp_path: Path) 
     with pytest.raises(UserError) as refused:
         found.kept(["half"], "m")
     assert "name a run that `tcomp train` made" in refused.value.hint
+    with pytest.raises(UserError, match="no state 'm'"):
+        found.kept([], "m")

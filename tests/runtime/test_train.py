@@ -8,6 +8,7 @@ import math
 import os
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from tcomp.runtime import checkpoint
 from tcomp.runtime.data import open_data
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.run_folder import RunFolder
-from tcomp.runtime.train import Outcome, Settings, train
+from tcomp.runtime.train import Outcome, Settings, check_weights, train
 from tcomp.runtime.values import stored
 
 
@@ -236,3 +237,18 @@ def test_master_copies_begin_with_the_values_that_parameters_round(kind: str) ->
     initialise(SimpleNamespace(step=step, fill=lambda name: nullcontext(held[name])), 3, 2)  # type: ignore[arg-type]
     assert (held["master.w"] == 1).all() or held["master.w"].std() > 0.01
     np.testing.assert_array_equal(held["w"], stored(held["master.w"], DType.BF16))
+
+
+def test_what_is_kept_for_a_parameter_is_taken_where_that_is_frozen_now(
+    tmp_path: Path, text: Path, bigram: Any, silent: Any
+) -> None:
+    executor = bigram()
+    run(executor, text, tmp_path / "run", silent(), steps=2)
+    saved = checkpoint.newest(tmp_path / "run", lambda _: None)
+    assert check_weights(executor, saved) == {"table": "table"}
+    for frozen in (False, True):
+        (table,) = executor.step.parameters
+        executor._step = replace(executor.step, parameters=(replace(table, frozen=frozen),))
+        assert check_weights(executor, saved, (), "m") == {"table": "state.m.table"}
+        with pytest.raises(UserError, match="no state 'n'"):
+            check_weights(executor, saved, (), "n")
