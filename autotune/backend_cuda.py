@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from tcomp.autotune.backend import Clock, Examined
 from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernel
 from tcomp.autotune.gpu_registers import spill_of
-from tcomp.codegen.nvptx.assemble import assemble_all
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.assemble import assemble_all
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import GpuMachine

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tcomp.autotune.gpu_counts import Copies
 from tcomp.codegen.llvm.integers import affine_form
-from tcomp.codegen.nvptx.tensor_copy import panels
+from tcomp.codegen.nvptx.copies.tensor_copy import panels
 from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import Kernel, Loop, Pack, Statement, Unpack
 

@@ -22,11 +22,11 @@ from tcomp.autotune.gpu_turns import waiting
 from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import Function, functions_of
 from tcomp.autotune.sass_lanes import with_paired_loads
-from tcomp.codegen.nvptx.assemble import Assembled, assemble
-from tcomp.codegen.nvptx.block_pairs import in_pairs
-from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.assemble import Assembled, assemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.occupancy import occupancy
 from tcomp.codegen.nvptx.launch import GpuKernel
-from tcomp.codegen.nvptx.occupancy import occupancy
+from tcomp.codegen.nvptx.products.block_pairs import in_pairs
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel, Loop, Statement
 from tcomp.machine.gpu import GpuMachine

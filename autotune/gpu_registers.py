@@ -3,7 +3,7 @@
 A lower bound, so that nothing is refused which fits. Counted are the tiles that are whole in registers at one time,
 with statements in their order: those that a loop carries from turn to turn (written in it, and read before that), and
 those that matrix instructions fill or read, while they are needed. Sums in tensor memory count for nothing; pointwise
-temporaries come on top. (Lowering refuses what is certain beyond doubt: `schedule/gpu_registers.py`.)
+temporaries come on top. (Lowering refuses what is certain beyond doubt: `gpu/registers.py`.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tcomp.ir.pairs import paired
 from tcomp.ir.tile import Compute, Fragment, Kernel, Loop, Scope
 from tcomp.ir.walk import computes, loops_in
 from tcomp.machine.gpu import GpuMachine
-from tcomp.schedule.gpu_registers import collected, limit
+from tcomp.schedule.gpu.registers import collected, limit
 
 BESIDE = 24
 """Registers that a kernel takes beside such tiles: counters, addresses, operands; 26 is the least seen."""

@@ -32,9 +32,9 @@ from tcomp.autotune.gpu_sample import Sample, sample_block, some_blocks
 from tcomp.autotune.opcodes import LANES
 from tcomp.autotune.sass import Function
 from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX
+from tcomp.codegen.nvptx.assembly.occupancy import occupancy
+from tcomp.codegen.nvptx.assembly.resources import Resources
 from tcomp.codegen.nvptx.launch import LaunchShape
-from tcomp.codegen.nvptx.occupancy import occupancy
-from tcomp.codegen.nvptx.resources import Resources
 from tcomp.machine.gpu import GpuMachine
 
 SHUFFLE_LATENCY = 23.0

@@ -18,8 +18,8 @@ from published_attention import CHANNELS, SHAPES, TOKENS, without_mask
 
 from tcomp.autotune.gpu_conditions import flushed
 from tcomp.autotune.gpu_predict import predict_kernel
-from tcomp.codegen.nvptx.assemble import assemble_all
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.assemble import assemble_all
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.dsl.ast import DType, Module, Op
 from tcomp.dsl.load import library, load_text
 from tcomp.dsl.storage import bound

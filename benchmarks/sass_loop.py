@@ -21,10 +21,10 @@ from typing import Any
 from steady_loop import SteadyLoop, steady_loop
 
 from tcomp.autotune.sass import functions_of
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.whole_program import assemble_whole, tool_version
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.disassemble import disassemble
-from tcomp.codegen.nvptx.tools import cuda_tool
-from tcomp.codegen.nvptx.whole_program import assemble_whole, tool_version
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound

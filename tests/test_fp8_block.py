@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tcomp.autotune.virtual_run import reported
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType, Module
 from tcomp.dsl.load import library, load

@@ -14,7 +14,7 @@ from cuda.bindings import driver as cu
 
 import tcomp
 from tcomp.codegen.cache import ContentCache, sources_digest
-from tcomp.codegen.nvptx.assemble import assemble_all
+from tcomp.codegen.nvptx.assembly.assemble import assemble_all
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape, from_json, to_json
 from tcomp.dsl.ast import Span
@@ -26,8 +26,16 @@ from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.driver import CudaError, call
 from tcomp.runtime.vgpu.shim import current, register_cubin
 
-SOURCES = ("codegen", "codegen/cpu", "codegen/llvm", "codegen/nvptx", "instructions", "ir", "machine")
-"""Folders of what PTX depends on."""
+SOURCES = (
+    "codegen/*.py",
+    "codegen/cpu/*.py",
+    "codegen/llvm/*.py",
+    "codegen/nvptx/**/*.py",
+    "instructions/*.py",
+    "ir/*.py",
+    "machine/*.py",
+)
+"""Files of what PTX depends on."""
 FREE_SHARED = 48 << 10
 """Bytes of shared memory that a block may have without the function's attribute allowing more."""
 

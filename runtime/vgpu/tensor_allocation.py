@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcomp.codegen.nvptx.occupancy import occupancy
+from tcomp.codegen.nvptx.assembly.occupancy import occupancy
 from tcomp.machine.gpu import machine_for_target
 from tcomp.runtime.vgpu.lanes import Array, some
 from tcomp.runtime.vgpu.machine import Machine

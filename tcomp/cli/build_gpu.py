@@ -17,8 +17,8 @@ from tcomp.cli.display import bars
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
-    from tcomp.codegen.nvptx.assemble import Assembled
-    from tcomp.codegen.nvptx.report import Code, KernelReport
+    from tcomp.codegen.nvptx.assembly.assemble import Assembled
+    from tcomp.codegen.nvptx.assembly.report import Code, KernelReport
     from tcomp.ir.tile import Kernel
     from tcomp.machine.gpu import GpuMachine
     from tcomp.model.step import Step
@@ -75,9 +75,9 @@ def build_kernels(
     kernels: Sequence[Kernel], machine: GpuMachine, cache: Path | None = None, colour: bool = False
 ) -> GpuBuild:
     """PTX and cubins of all kernels, each assembled and reported. UserError, at the schedule, where one fails."""
-    from tcomp.codegen.nvptx.assemble import WORKERS, assemble, assembler_version
+    from tcomp.codegen.nvptx.assembly.assemble import WORKERS, assemble, assembler_version
+    from tcomp.codegen.nvptx.assembly.report import as_json, kernel_report, table
     from tcomp.codegen.nvptx.launch import GpuKernel, to_json
-    from tcomp.codegen.nvptx.report import as_json, kernel_report, table
 
     version = assembler_version()  # before any work: what is missing should be told at once
     ptx_of = generator(machine, cache)

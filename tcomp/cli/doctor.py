@@ -133,8 +133,8 @@ def _compiler() -> Iterator[Piece]:
 
 def _gpu_tools() -> Iterator[Piece]:
     """GPU toolchain"""
-    from tcomp.codegen.nvptx.assemble import assembler_version
-    from tcomp.codegen.nvptx.tools import cuda_tool
+    from tcomp.codegen.nvptx.assembly.assemble import assembler_version
+    from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 
     yield _package("cuda-bindings", "GPU builds, --device cuda and virtual", core=False, install="cuda-python")
     use = "assembling PTX: tcomp build --target, --device cuda"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Code:
 
     def _gpu(self, kernel: Kernel, machine: GpuMachine) -> Iterator[str]:
         from tcomp.cli.build_gpu import generator
-        from tcomp.codegen.nvptx.assemble import assemble
+        from tcomp.codegen.nvptx.assembly.assemble import assemble
         from tcomp.codegen.nvptx.compile import kernel_ir
         from tcomp.runtime.cache import cache_folder
 

@@ -24,11 +24,11 @@ _HEADER = struct.Struct("<32sQ")
 
 
 @lru_cache(maxsize=4)
-def sources_digest(*folders: str) -> str:
-    """A hash of the sources in these folders of the compiler: a changed generator finds nothing of the old one's."""
+def sources_digest(*patterns: str) -> str:
+    """A hash of the compiler's sources (such as `codegen/*.py`): a changed generator finds nothing of the old one's."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(p for f in folders for p in (root / f).glob("*.py")):
+    for path in sorted(p for pattern in patterns for p in root.glob(pattern)):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -1,6 +1,6 @@
 """Values that are stored in 16 bits may take forms that are as right as those can tell: what targets share of it.
 
-Each target has its own forms (nvptx/rounded.py, cpu/rounded.py), since what is cheap differs.
+Each target has its own forms (threads/rounded.py, cpu/rounded.py), since what is cheap differs.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from tcomp.dsl.ast import Binary, Call, Equation, Expr, Name, Reduction, bottom_
 from tcomp.dsl.expressions import conjunction, conjuncts, walk
 from tcomp.dsl.extents import difference
 from tcomp.grad.parts import map_equation, map_value
-from tcomp.schedule.bounds import linear
+from tcomp.schedule.tree.bounds import linear
 
 
 def without_certain_conditions(equations: tuple[Equation, ...], extents: Mapping[str, int]) -> tuple[Equation, ...]:

@@ -7,8 +7,8 @@ and the last left-hand index (or the reduced one, for reductions to a row) becom
 from __future__ import annotations
 
 from tcomp.dsl.ast import Equation, KernelSchedule, Level, MapLoops, Name, Num, Op, Reduction, Schedule, Span
-from tcomp.schedule.nest import scatter_indices
 from tcomp.schedule.normal import needed
+from tcomp.schedule.tree.nest import scatter_indices
 
 
 def _mapping(equations: tuple[Equation, ...], output: str, extents: dict[str, int]) -> tuple[MapLoops, ...]:

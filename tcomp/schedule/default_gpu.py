@@ -21,8 +21,8 @@ from tcomp.dsl.ast import (
     accesses_in,
     names_in,
 )
-from tcomp.schedule.nest import scatter_indices
 from tcomp.schedule.normal import expressions, needed
+from tcomp.schedule.tree.nest import scatter_indices
 
 THREADS = (Level("warp", (Binary("*", Name("lanes"), Name("vector")), Num(8))), Level("lane"), Level("vec"))
 

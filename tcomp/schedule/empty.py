@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from tcomp.dsl.ast import DType, Equation, Expr, Monoid, Num, Reduction, names_in
 from tcomp.ir.reducers import IDENTITY, identity
 from tcomp.monoid import rescaled_sum
-from tcomp.schedule.rescaled_sums import lowest
+from tcomp.schedule.tree.rescaled_sums import lowest
 
 
 def without_empty_sums(

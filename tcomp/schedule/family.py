@@ -14,36 +14,36 @@ from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.tile import SERIAL, Buffer, Compute, Kernel, Spread, Statement
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
-from tcomp.schedule.ahead import packed_ahead
-from tcomp.schedule.blocks import check_blocks
-from tcomp.schedule.copy_engine import check_copy_engine
-from tcomp.schedule.cpu_levels import CpuLevels
 from tcomp.schedule.default import default_schedule
 from tcomp.schedule.default_gpu import default_gpu_schedule
-from tcomp.schedule.emit import Emitter
-from tcomp.schedule.epilogue import with_epilogues
-from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
-from tcomp.schedule.gpu_registers import check_registers
+from tcomp.schedule.gpu.blocks import check_blocks
+from tcomp.schedule.gpu.late_copies import late_copies
+from tcomp.schedule.gpu.late_loads import late_loads
+from tcomp.schedule.gpu.levels import GpuLevels, padded_extents, thread_shape
+from tcomp.schedule.gpu.overlap import check_overlap
+from tcomp.schedule.gpu.promotion import check_promotion
+from tcomp.schedule.gpu.registers import check_registers
+from tcomp.schedule.gpu.result_panels import in_panels
+from tcomp.schedule.gpu.row_groups import in_row_groups
+from tcomp.schedule.gpu.scopes import assign_scopes
+from tcomp.schedule.gpu.sum_panels import sums_in_panels
+from tcomp.schedule.gpu.threads import GpuTiler
 from tcomp.schedule.instructions import alone_in_their_loops, check_instructions
 from tcomp.schedule.kernel_plan import KernelPlan, LaneLevel, LoopMap
-from tcomp.schedule.late_copies import late_copies
-from tcomp.schedule.late_loads import late_loads
-from tcomp.schedule.operand_packs import with_rounded_operands
-from tcomp.schedule.operand_tiles import laid_out
-from tcomp.schedule.overlap import check_overlap
-from tcomp.schedule.prefetch import check_fetched, prefetched
-from tcomp.schedule.promotion import check_promotion
 from tcomp.schedule.resolve import LevelRules
-from tcomp.schedule.result_panels import in_panels
-from tcomp.schedule.row_groups import in_row_groups
-from tcomp.schedule.scopes import assign_scopes
-from tcomp.schedule.stager import Stager
-from tcomp.schedule.staging import Staging
-from tcomp.schedule.staging_gpu import SharedStaging
-from tcomp.schedule.sum_panels import sums_in_panels
-from tcomp.schedule.tensor_copies import check_tensor_copies
-from tcomp.schedule.threads import GpuTiler
-from tcomp.schedule.tiling import CpuTiler, Tiler
+from tcomp.schedule.staging.ahead import packed_ahead
+from tcomp.schedule.staging.copy_engine import check_copy_engine
+from tcomp.schedule.staging.operand_packs import with_rounded_operands
+from tcomp.schedule.staging.operand_tiles import laid_out
+from tcomp.schedule.staging.packed import Staging
+from tcomp.schedule.staging.prefetch import check_fetched, prefetched
+from tcomp.schedule.staging.shared import SharedStaging
+from tcomp.schedule.staging.stager import Stager
+from tcomp.schedule.staging.tensor_copies import check_tensor_copies
+from tcomp.schedule.tree.cpu_levels import CpuLevels
+from tcomp.schedule.tree.emit import Emitter
+from tcomp.schedule.tree.epilogue import with_epilogues
+from tcomp.schedule.tree.tiling import CpuTiler, Tiler
 
 Machine = CpuMachine | GpuMachine
 Phases = list[tuple[Statement, ...]]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from tcomp.dsl.ast import Access, Name
 from tcomp.ir.tile import Buffer
-from tcomp.schedule.nest import Leaf, Node, ancestors, leaves_of
+from tcomp.schedule.tree.nest import Leaf, Node, ancestors, leaves_of
 
 
 def inplace_pairs(roots: list[Node], operands: dict[str, Buffer]) -> frozenset[tuple[str, str]]:

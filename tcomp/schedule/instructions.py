@@ -9,7 +9,7 @@ from tcomp.instructions.matching import MatchError
 from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack
 from tcomp.ir.walk import computes, statements_in
 from tcomp.schedule.kernel_plan import KernelPlan
-from tcomp.schedule.nest import JOINED, PARTIAL, TURN
+from tcomp.schedule.tree.nest import JOINED, PARTIAL, TURN
 
 
 def check_instructions(

@@ -9,7 +9,7 @@ from tcomp.dsl.ast import Combine, DType, Fuse, Span, Stage, Use
 from tcomp.instructions import IN_TENSOR_MEMORY
 from tcomp.ir.blocks import Stream
 from tcomp.ir.origins import Origins
-from tcomp.schedule.launch_flags import LaunchFlags
+from tcomp.schedule.gpu.launch_flags import LaunchFlags
 
 
 @dataclass(frozen=True)

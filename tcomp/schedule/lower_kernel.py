@@ -17,23 +17,23 @@ from tcomp.ir.multicast import without_idle_cluster
 from tcomp.ir.tile import Buffer, Kernel, Statement
 from tcomp.ir.walk import computes
 from tcomp.machine.cpu import helpers_of
-from tcomp.schedule.adding import Adding
-from tcomp.schedule.blocks import blocks_of
 from tcomp.schedule.choose import as_written
-from tcomp.schedule.combine import combined
-from tcomp.schedule.emit import Emitter, once
-from tcomp.schedule.fill import needs_zero, zero
+from tcomp.schedule.gpu.blocks import blocks_of
+from tcomp.schedule.gpu.unpacking import Phase, Unpacking
 from tcomp.schedule.inplace import inplace_pairs
 from tcomp.schedule.instance import Instance
-from tcomp.schedule.last_turn import kept_places
-from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
-from tcomp.schedule.nest import LoopNode, Node, ancestors, build
+from tcomp.schedule.joining.adding import Adding
+from tcomp.schedule.joining.combine import combined
+from tcomp.schedule.joining.last_turn import kept_places
 from tcomp.schedule.normal import parts_of
-from tcomp.schedule.regions import needs
 from tcomp.schedule.split import Part
-from tcomp.schedule.staging import check_stages, needed_stages
-from tcomp.schedule.storage import Storage, definition_path, place
-from tcomp.schedule.unpacking import Phase, Unpacking
+from tcomp.schedule.staging.packed import check_stages, needed_stages
+from tcomp.schedule.tree.emit import Emitter, once
+from tcomp.schedule.tree.fill import needs_zero, zero
+from tcomp.schedule.tree.legality import check_core_loops, check_fuse, check_nesting
+from tcomp.schedule.tree.nest import LoopNode, Node, ancestors, build
+from tcomp.schedule.tree.regions import needs
+from tcomp.schedule.tree.storage import Storage, definition_path, place
 from tcomp.schedule.work import arithmetic, evaluations, gathered, traffic
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from tcomp.dsl.ast import NO_SPAN, Directive, MapLoops, Num, Tune, Use, names_in
 from tcomp.ir.origins import Origins, TileSize
-from tcomp.schedule.launch_flags import LaunchFlags
+from tcomp.schedule.gpu.launch_flags import LaunchFlags
 
 TILED = ("grid", "warp", "warpgroup", "lane", "unroll", "vec")
 """levels whose numbers are sizes of a block's tile, or of a thread's part of it (`grid.y` is one of `grid`)"""

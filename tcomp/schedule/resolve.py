@@ -36,8 +36,8 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.directives import CONDITION
 from tcomp.dsl.errors import TcError
+from tcomp.schedule.gpu.launch_flags import FLAGS, launch_flags
 from tcomp.schedule.kernel_plan import KernelPlan, LoopMap, Named, TileLevel
-from tcomp.schedule.launch_flags import FLAGS, launch_flags
 from tcomp.schedule.origins import origins_of
 
 

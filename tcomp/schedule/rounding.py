@@ -8,7 +8,7 @@ from dataclasses import replace
 from tcomp.dsl.ast import Access, Call, DType, Equation, Expr, Op, Reduction, map_children
 from tcomp.grad.parts import map_value
 from tcomp.schedule.kernel_plan import KernelPlan
-from tcomp.schedule.nest import Leaf
+from tcomp.schedule.tree.nest import Leaf
 
 
 def cast_reads(plan: KernelPlan, targets: tuple[str, ...], e: Expr) -> Expr:

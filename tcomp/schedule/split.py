@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from tcomp.dsl.ast import Access, Equation, accesses_in
 from tcomp.dsl.errors import TcError
-from tcomp.schedule.again import summed_again
 from tcomp.schedule.instance import Instance
+from tcomp.schedule.joining.again import summed_again
 from tcomp.schedule.kernel_plan import KernelPlan
-from tcomp.schedule.nest import disjoint
 from tcomp.schedule.normal import expressions, inline_tensors, needed, part_of
+from tcomp.schedule.tree.nest import disjoint
 
 
 @dataclass(frozen=True)

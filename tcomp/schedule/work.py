@@ -27,7 +27,7 @@ from tcomp.dsl.ast import (
     walk,
 )
 from tcomp.monoid import rescaled_sum
-from tcomp.schedule.nest import Leaf
+from tcomp.schedule.tree.nest import Leaf
 
 FUNCTIONS = ("exp", "log", "tanh", "sin", "cos", "sqrt", "rsqrt", "divide")
 """What has a ceiling of its own: it takes many instructions, or a unit that is not pipelined as multiplication is."""

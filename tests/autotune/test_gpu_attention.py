@@ -12,7 +12,7 @@ from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.autotune.gpu_work import some_blocks
 from tcomp.autotune.sass import Function
 from tcomp.autotune.sass_walk import Walk, new_maximum
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernel
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound

@@ -12,7 +12,7 @@ from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.autotune.gpu_traffic import phase_moves, phase_traffic
 from tcomp.autotune.sass import functions_of
 from tcomp.autotune.sass_walk import Walk
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import library, load, load_text
 from tcomp.dsl.storage import bound

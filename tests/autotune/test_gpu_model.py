@@ -20,11 +20,11 @@ from tcomp.autotune.opcodes import matrix_shape, matrix_type, width
 from tcomp.autotune.sass import functions_of
 from tcomp.autotune.sass_walk import Walk, issued
 from tcomp.autotune.spearman import spearman
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.launch import LaunchShape
-from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound

@@ -16,11 +16,11 @@ from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.judge_predicted import PredictedJudge
 from tcomp.autotune.lockfile import read_lock
 from tcomp.autotune.space import spaces_of
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.dsl.load import load
 from tcomp.machine.gpu import H100, machine_named
 from tcomp.runtime.cuda.kernels import compile_all
-from tcomp.schedule.gpu_registers import limit
+from tcomp.schedule.gpu.registers import limit
 from tcomp.schedule.lower import lower
 from tests.autotune.support import module_of
 

@@ -14,7 +14,7 @@ from tcomp.autotune.opcodes import matrix_cycles
 from tcomp.autotune.sass import Function
 from tcomp.autotune.sass_registers import all_read, all_written
 from tcomp.autotune.sass_walk import Walk
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.storage import bound
 from tcomp.machine.gpu import A100, H100, MACHINES

@@ -15,12 +15,12 @@ from tcomp.autotune.gpu_sample import sample_block
 from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import functions_of
 from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX, blocks_of, described
-from tcomp.codegen.nvptx.assemble import assemble
-from tcomp.codegen.nvptx.block_pairs import in_pairs
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.launch import LaunchShape
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.products.block_pairs import in_pairs
 from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import MACHINES

@@ -8,7 +8,7 @@ import pytest
 
 from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge_predicted import PredictedJudge
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.machine.gpu import H100
 from tests.autotune.support import gpt2, gpt2_instance
 from tests.cli.support import Tcomp, refused

@@ -14,7 +14,7 @@ from measurements import LONG, Alone, Measurements, Run, Timed, beside, read_mea
 from tcomp.autotune import gpu_predict
 from tcomp.cli import common
 from tcomp.cli.build_gpu import TargetDevice
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.machine.gpu import H100, H200, GpuMachine
 from tcomp.model.request import StepRequest
 from tcomp.model.step import Step

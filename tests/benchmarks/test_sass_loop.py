@@ -11,10 +11,10 @@ import pytest
 from steady_loop import steady_loop
 
 from tcomp.autotune.sass import functions_of
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.disassemble import disassemble
-from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.storage import bound
 from tcomp.machine.gpu import H100

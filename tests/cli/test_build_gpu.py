@@ -156,7 +156,7 @@ def test_each_kind_of_finding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As without ptxas, whose place nvJitLink takes: setmaxnreg has no effect in what it makes."""
-    monkeypatch.setattr("tcomp.codegen.nvptx.assemble.whole_program_tool", lambda _: None)
+    monkeypatch.setattr("tcomp.codegen.nvptx.assembly.assemble.whole_program_tool", lambda _: None)
     generated_by(only("layernorm", code))
     result = tcomp("build", *SMALL, "--target", "sm_90a", "--strict")
     refused(result, "and it is strict")

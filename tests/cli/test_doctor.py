@@ -33,8 +33,8 @@ def test_missing_gpu_pieces_are_no_fault(tcomp: Tcomp, monkeypatch: pytest.Monke
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    monkeypatch.setattr("tcomp.codegen.nvptx.assemble.import_module", no_library)
-    monkeypatch.setattr("tcomp.codegen.nvptx.tools.PACKAGES", ())
+    monkeypatch.setattr("tcomp.codegen.nvptx.assembly.assemble.import_module", no_library)
+    monkeypatch.setattr("tcomp.codegen.nvptx.assembly.tools.PACKAGES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     result = tcomp("doctor")
     assert result.code == 0

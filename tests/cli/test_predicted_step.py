@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tcomp.autotune.gpu_model import RESOURCES
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.machine.gpu import H100
 from tests.benchmarks.test_gpu_measured import MEASURED, assert_held, built
 from tests.cli.support import Tcomp

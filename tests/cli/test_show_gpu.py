@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tcomp.cli import build_gpu
-from tcomp.codegen.nvptx import tools
+from tcomp.codegen.nvptx.assembly import tools
 from tests.cli.support import Tcomp, refused
 from tests.cli.test_build_gpu import Code, Shape
 from tests.tcomp import ptx_samples as samples

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import tcomp.codegen.nvptx.assemble as assemble_module
+import tcomp.codegen.nvptx.assembly.assemble as assemble_module
 from tcomp.codegen.cache import ContentCache
-from tcomp.codegen.nvptx.assemble import Assembled, assemble, assemble_all, assembly_key
+from tcomp.codegen.nvptx.assembly.assemble import Assembled, assemble, assemble_all, assembly_key
 from tcomp.errors import UserError
 from tcomp.machine.targets import TARGETS
 from tests.tcomp import ptx_samples as samples
@@ -81,7 +81,7 @@ def test_performance_remarks_name_kernel_and_line(tmp_path: Path, monkeypatch: p
     (wait,) = run(samples.WGMMA_WITHOUT_WAIT, tmp_path).findings
     assert (wait.code, wait.symbol, wait.severity) == ("C7517", "k", "warning")
     assert "st.global" in samples.WGMMA_WITHOUT_WAIT.splitlines()[wait.line - 1]
-    monkeypatch.setattr("tcomp.codegen.nvptx.assemble.whole_program_tool", lambda _: None)
+    monkeypatch.setattr("tcomp.codegen.nvptx.assembly.assemble.whole_program_tool", lambda _: None)
     (ignored,) = run(samples.SETMAXNREG, tmp_path).findings
     assert (ignored.code, ignored.symbol) == ("C7504", "k") and "setmaxnreg" in ignored.text
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tcomp.codegen.nvptx.assemble import Assembled, assemble
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly.assemble import Assembled, assemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.errors import UserError
 
 NVCC = cuda_tool("nvcc")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tcomp.codegen.nvptx.cubin import static_shared
-from tcomp.codegen.nvptx.diagnostics import Message, extern_messages, located, messages_in, symbol_at
-from tcomp.codegen.nvptx.occupancy import occupancy
-from tcomp.codegen.nvptx.resources import Resources, parse_log
+from tcomp.codegen.nvptx.assembly.cubin import static_shared
+from tcomp.codegen.nvptx.assembly.diagnostics import Message, extern_messages, located, messages_in, symbol_at
+from tcomp.codegen.nvptx.assembly.occupancy import occupancy
+from tcomp.codegen.nvptx.assembly.resources import Resources, parse_log
 from tcomp.dsl.ast import Span
 from tcomp.machine.gpu import A100, B200, H100, RTX4090
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType, Module, Op
 from tcomp.dsl.errors import TcError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.errors import UserError
 from tcomp.machine.gpu import MACHINES, GpuMachine, machine_for_target, machine_named
 from tcomp.machine.targets import FEATURES, TARGETS, VERSIONS, Feature, GpuTarget, target_named

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType, Module
 from tcomp.dsl.errors import TcError
@@ -16,8 +16,8 @@ from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Kernel
 from tcomp.ir.walk import loops_in
 from tcomp.machine.gpu import H100, GpuMachine, machine_named
-from tcomp.schedule import gpu_registers
-from tcomp.schedule.gpu_registers import collected, held_by, limit
+from tcomp.schedule.gpu import registers as gpu_registers
+from tcomp.schedule.gpu.registers import collected, held_by, limit
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import library
 

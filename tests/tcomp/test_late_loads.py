@@ -1,4 +1,4 @@
-"""Loads of register tiles go behind the product that stands after them (`schedule/late_loads.py`)."""
+"""Loads of register tiles go behind the product that stands after them (`gpu/late_loads.py`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tcomp.ir.tile import Compute, Loop, Pack, Statement
 from tcomp.ir.walk import loops_in
-from tcomp.schedule.late_loads import late_loads
+from tcomp.schedule.gpu.late_loads import late_loads
 from tests.tcomp.test_row_groups import weight_gradient
 
 

@@ -1,4 +1,4 @@
-"""Products whose rows go through the same registers in turns (`schedule/row_groups.py`): what tile IR says of them, and
+"""Products whose rows go through the same registers in turns (`gpu/row_groups.py`): what tile IR says of them, and
 that the assembler keeps to it. Results: tests/test_fp8_tensor_cores.py."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import library, load, load_text
@@ -17,9 +17,9 @@ from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Compute, Kernel, Loop, Scope
 from tcomp.ir.walk import computes, loops_in, reads_of
 from tcomp.machine.gpu import machine_for_target
-from tcomp.schedule import gpu_registers
+from tcomp.schedule.gpu import registers as gpu_registers
+from tcomp.schedule.gpu.row_groups import in_row_groups
 from tcomp.schedule.lower import lower
-from tcomp.schedule.row_groups import in_row_groups
 
 H100 = machine_for_target("sm_90a")
 

@@ -17,8 +17,8 @@ from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.model.single import single_op_step
 from tcomp.oracle import evaluate
 from tcomp.runtime.cpu.executor import CpuExecutor
-from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.lower import lower
+from tcomp.schedule.tree.epilogue import with_epilogues
 from tests.reference.tile_ir import at, op
 from tests.tcomp.cpu.support import axis, scratch
 from tests.tcomp.tile_interpreter import Interpreter

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.plan import plan_of
+from tcomp.codegen.nvptx.threads.plan import plan_of
 from tcomp.dsl.ast import Access, DType, walk
 from tcomp.dsl.load import load, load_text
 from tcomp.dsl.storage import bound

@@ -6,7 +6,7 @@ import pytest
 
 from tcomp.dsl.ast import DType
 from tcomp.ir.tile import Buffer, Pitched, Scope, Spread
-from tcomp.schedule.shared_layout import shared_layout
+from tcomp.schedule.gpu.shared_layout import shared_layout
 
 COLUMNS = Spread(8, "x", 8)
 

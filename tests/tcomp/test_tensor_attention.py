@@ -13,7 +13,7 @@ from published_attention import attention_text
 from tcomp.autotune import virtual_run
 from tcomp.autotune.virtual_run import codes_of
 from tcomp.codegen.llvm.conditions import conditions, remaining, without
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.layout import shared_layout
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
@@ -28,7 +28,7 @@ from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.runtime.vgpu import Options
 from tcomp.schedule.fold import by_exp2
-from tcomp.schedule.last_turn import kept_places
+from tcomp.schedule.joining.last_turn import kept_places
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import stored_inputs
 from tests.test_ops_gpu import execute

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.disassemble import disassemble
-from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import Binary, Num
 from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Kernel, Loop, Statement, Turns, Unpack

@@ -129,7 +129,7 @@ class Module:
             cubin = self.image.cubin
             if cubin is None:
                 try:
-                    from tcomp.codegen.nvptx.assemble import assemble
+                    from tcomp.codegen.nvptx.assembly.assemble import assemble
 
                     cubin = assemble(self.image.ptx, self.context.device.model.target).cubin
                 except (UserError, ImportError):

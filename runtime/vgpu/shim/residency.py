@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcomp.codegen.nvptx.occupancy import occupancy
+from tcomp.codegen.nvptx.assembly.occupancy import occupancy
 from tcomp.runtime.vgpu.shim.modules import Function
 
 

@@ -18,8 +18,8 @@ from tcomp.ir.regions import tile_offsets
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 
-SOURCES = ("codegen", "codegen/cpu", "codegen/llvm", "instructions", "ir")
-"""Folders of what object code depends on."""
+SOURCES = ("codegen/*.py", "codegen/cpu/*.py", "codegen/llvm/*.py", "instructions/*.py", "ir/*.py")
+"""Files of what object code depends on."""
 
 
 @dataclass(frozen=True)

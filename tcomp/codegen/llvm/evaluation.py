@@ -2,7 +2,7 @@
 
 Each value is emitted once, in the outermost frame that it varies with (see emitter.py); a sum with a product
 becomes a fused multiply-add. Arms of `select` and guarded values read memory only where their condition holds. What an
-index, a load and a function are is a target's own (`cpu/evaluation.py`: vectors; `nvptx/evaluation.py`: scalars).
+index, a load and a function are is a target's own (`cpu/evaluation.py`: vectors; `threads/evaluation.py`: scalars).
 """
 
 from __future__ import annotations

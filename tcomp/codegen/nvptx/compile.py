@@ -14,17 +14,17 @@ from llvmlite import ir
 from tcomp.codegen.llvm.strength import strength_reduction
 from tcomp.codegen.llvm.text import safe_name
 from tcomp.codegen.llvm.types import I8
-from tcomp.codegen.nvptx.block_pairs import in_pairs
+from tcomp.codegen.nvptx.assembly.occupancy import shared_for
+from tcomp.codegen.nvptx.assembly.residency import shared_wanted
+from tcomp.codegen.nvptx.copies.tensor_copy import maps_of
 from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape
 from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout
-from tcomp.codegen.nvptx.occupancy import shared_for
 from tcomp.codegen.nvptx.phase import PhaseGenerator
 from tcomp.codegen.nvptx.phase_facts import threads_of
-from tcomp.codegen.nvptx.residency import shared_wanted
-from tcomp.codegen.nvptx.tensor_copy import maps_of
+from tcomp.codegen.nvptx.products.block_pairs import in_pairs
 from tcomp.dsl.ast import NO_SPAN, DType
 from tcomp.errors import UserError
 from tcomp.ir.multicast import cluster_of

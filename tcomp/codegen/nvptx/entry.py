@@ -13,11 +13,11 @@ from llvmlite import ir
 
 from tcomp.codegen.llvm.integers import Facts
 from tcomp.codegen.llvm.types import I8, I32, I64, VOID, IrValue
-from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GLOBAL, GpuEmitter
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout
 from tcomp.codegen.nvptx.phase_facts import constant_operands, threads_of
+from tcomp.codegen.nvptx.threads.domain import GpuScope
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.regions import SHARED as SHARED_REGIONS, tile_offsets
 from tcomp.ir.tile import Kernel, Statement

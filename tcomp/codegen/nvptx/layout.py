@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tcomp.codegen.nvptx.dealing import dealing
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.evaluation import value_kind
-from tcomp.codegen.nvptx.join import exchange_bytes
-from tcomp.codegen.nvptx.plan import exchange_lanes, joins_warps, plan_of, sharing_of
+from tcomp.codegen.nvptx.threads.dealing import dealing
+from tcomp.codegen.nvptx.threads.evaluation import value_kind
+from tcomp.codegen.nvptx.threads.join import exchange_bytes
+from tcomp.codegen.nvptx.threads.plan import exchange_lanes, joins_warps, plan_of, sharing_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
 from tcomp.instructions import IN_TENSOR_MEMORY
@@ -131,7 +131,7 @@ def handed_over(phase: Sequence[Statement], kernel: Kernel) -> list[Unpack]:
 
 
 def last_turns(phase: Sequence[Statement]) -> list[Loop]:
-    """Loops that read what blocks have added up in turns (`schedule/last_turn.py`), in the block whose turn is last."""
+    """Loops that read what blocks have added up in turns (`joining/last_turn.py`), in the block whose turn is last."""
     sums = {s.target.tensor for s in statements_in(phase) if isinstance(s, Unpack) and s.turns is not None}
 
     def reads(s: Statement) -> bool:

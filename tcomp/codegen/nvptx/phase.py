@@ -17,16 +17,17 @@ from tcomp.codegen.llvm.bounds import integer_value
 from tcomp.codegen.llvm.emitter import Int
 from tcomp.codegen.llvm.integers import Known, affine_form
 from tcomp.codegen.llvm.types import I32, IrValue
-from tcomp.codegen.nvptx.beside import join_registers, joined_behind
-from tcomp.codegen.nvptx.delivery import Deliveries
+from tcomp.codegen.nvptx.assembly.residency import computing_registers, resident_blocks
+from tcomp.codegen.nvptx.copies.pack import PackGenerator
+from tcomp.codegen.nvptx.copies.pipe import PipeGenerator
+from tcomp.codegen.nvptx.copies.tensor_pipe import TensorPipe
+from tcomp.codegen.nvptx.copies.tensor_rings import TensorRings
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.entry import declare_entry, scope_of, share_registers
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.grid import turns_of
-from tcomp.codegen.nvptx.groups import Groups
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout, handed_over, last_turns, leading_packs, pipe_stages, rings_of
-from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.phase_facts import (
     any_asynchronous,
     know_tiles,
@@ -36,17 +37,16 @@ from tcomp.codegen.nvptx.phase_facts import (
     staggered,
     touched,
 )
-from tcomp.codegen.nvptx.pipe import PipeGenerator
-from tcomp.codegen.nvptx.register_tiles import give_tiles
-from tcomp.codegen.nvptx.residency import computing_registers, resident_blocks
+from tcomp.codegen.nvptx.products.groups import Groups
+from tcomp.codegen.nvptx.products.tensor_memory import TensorMemory
+from tcomp.codegen.nvptx.results.delivery import Deliveries
+from tcomp.codegen.nvptx.results.stream_shares import write_share
 from tcomp.codegen.nvptx.roles import Roles
-from tcomp.codegen.nvptx.runs import run_of, write_run, written
 from tcomp.codegen.nvptx.statement import write_compute
-from tcomp.codegen.nvptx.stream_shares import write_share
 from tcomp.codegen.nvptx.sync import Planner
-from tcomp.codegen.nvptx.tensor_memory import TensorMemory
-from tcomp.codegen.nvptx.tensor_pipe import TensorPipe
-from tcomp.codegen.nvptx.tensor_rings import TensorRings
+from tcomp.codegen.nvptx.threads.beside import join_registers, joined_behind
+from tcomp.codegen.nvptx.threads.register_tiles import give_tiles
+from tcomp.codegen.nvptx.threads.runs import run_of, write_run, written
 from tcomp.dsl.ast import Call, Num
 from tcomp.ir.multicast import HALF, cluster_of
 from tcomp.ir.panels import written_out

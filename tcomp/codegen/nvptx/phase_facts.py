@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from tcomp.codegen.llvm.integers import Affine, affine_form
-from tcomp.codegen.nvptx.addressing import has_room
-from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.layout import rings_of
-from tcomp.codegen.nvptx.matrix import matched
-from tcomp.codegen.nvptx.plan import Plan, plan_of
-from tcomp.codegen.nvptx.turns import divides_evenly
+from tcomp.codegen.nvptx.products.matrix import matched
+from tcomp.codegen.nvptx.threads.addressing import has_room
+from tcomp.codegen.nvptx.threads.domain import GpuScope
+from tcomp.codegen.nvptx.threads.plan import Plan, plan_of
+from tcomp.codegen.nvptx.threads.turns import divides_evenly
 from tcomp.dsl.ast import Access
 from tcomp.instructions.matching import Match
 from tcomp.ir.blocks import Producer

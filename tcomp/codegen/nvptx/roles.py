@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from tcomp.codegen.llvm.types import IrValue
+from tcomp.codegen.nvptx.copies.ring import elected
 from tcomp.codegen.nvptx.emitter import GpuEmitter
-from tcomp.codegen.nvptx.ring import elected
 from tcomp.ir.blocks import Producer
 
 PRODUCERS = ("producer", "deliverer", "multiplier")

@@ -12,11 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tcomp.codegen.llvm.bounds import condition_value
-from tcomp.codegen.nvptx.compute import ComputeGenerator
-from tcomp.codegen.nvptx.matrix import write_contraction
-from tcomp.codegen.nvptx.rescaling import factor_of, long, where_any_grew
-from tcomp.codegen.nvptx.sums_kept import factor_of_sum
-from tcomp.codegen.nvptx.turn_taking import WarpTurns
+from tcomp.codegen.nvptx.products.matrix import write_contraction
+from tcomp.codegen.nvptx.products.rescaling import factor_of, long, where_any_grew
+from tcomp.codegen.nvptx.products.sums_kept import factor_of_sum
+from tcomp.codegen.nvptx.results.turn_taking import WarpTurns
+from tcomp.codegen.nvptx.threads.compute import ComputeGenerator
 from tcomp.dsl.ast import Num
 from tcomp.ir.tile import Compute, Scope
 

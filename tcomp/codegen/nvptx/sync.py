@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.codegen.llvm.integers import Affine, affine_form
-from tcomp.codegen.nvptx.domain import spread_of
 from tcomp.codegen.nvptx.layout import last_turns, leading_packs, pipe_stages
-from tcomp.codegen.nvptx.plan import joins_warps, sharing_of
+from tcomp.codegen.nvptx.threads.domain import spread_of
+from tcomp.codegen.nvptx.threads.plan import joins_warps, sharing_of
 from tcomp.dsl.ast import Access, Binary, Name, accesses_in
 from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Scope, Spread, Statement, Unpack

@@ -1,4 +1,4 @@
-"""Sums that every block that reads them computes again (`inline` of a sum, `schedule/again.py`): a norm's in the blocks
+"""Sums that every block that reads them computes again (`inline` of a sum, `joining/again.py`): a norm's in the blocks
 of the product behind it, from the tiles that the product reads."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sums in the blocks of a product that has one loop more (`schedule/beside.py`): they read its tiles in shared memory
+"""Sums in the blocks of a product that has one loop more (`joining/beside.py`): they read its tiles in shared memory
 while it runs, and their lanes are joined behind the loop."""
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tcomp.autotune import virtual_run
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.dsl.ast import DType
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text

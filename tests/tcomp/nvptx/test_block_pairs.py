@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
-from tcomp.codegen.nvptx.block_pairs import in_pairs
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.products.block_pairs import in_pairs
 from tcomp.dsl.ast import DType
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tcomp.codegen.nvptx.dealing import Dealing, dealing
-from tcomp.codegen.nvptx.plan import Sharing
+from tcomp.codegen.nvptx.threads.dealing import Dealing, dealing
+from tcomp.codegen.nvptx.threads.plan import Sharing
 from tcomp.ir.blocks import ThreadShape
 
 

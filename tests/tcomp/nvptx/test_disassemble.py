@@ -7,9 +7,9 @@ from typing import NoReturn
 
 import pytest
 
-from tcomp.codegen.nvptx import disassemble as reader
-from tcomp.codegen.nvptx.assemble import assemble
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.assembly import disassemble as reader
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tests.tcomp import ptx_samples as samples
 
 pytestmark = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")

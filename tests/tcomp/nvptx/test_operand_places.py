@@ -9,16 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tcomp.codegen.nvptx import tensor_copy
 from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.copies import tensor_copy
+from tcomp.codegen.nvptx.copies.tensor_tile import TensorTile
 from tcomp.codegen.nvptx.emitter import GpuEmitter
-from tcomp.codegen.nvptx.tensor_tile import TensorTile
 from tcomp.dsl.errors import TcError
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
-from tcomp.schedule import result_panels
+from tcomp.schedule.gpu import result_panels
 from tests.tcomp.nvptx.support import given, launch, lowered, run
 
 RNG = np.random.default_rng(11)

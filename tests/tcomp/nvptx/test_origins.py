@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tcomp.codegen.nvptx.assemble import Assembled, assemble
+from tcomp.codegen.nvptx.assembly.assemble import Assembled, assemble
+from tcomp.codegen.nvptx.assembly.diagnostics import Message
+from tcomp.codegen.nvptx.assembly.report import kernel_report
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.diagnostics import Message
-from tcomp.codegen.nvptx.report import kernel_report
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import H100
 from tests.tcomp.nvptx.support import lowered
@@ -70,7 +70,7 @@ def test_without_such_lines_a_finding_stands_at_the_loop_or_the_schedule() -> No
 
 def test_a_remark_of_the_assembler_on_its_way_to_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """nvJitLink, in ptxas's place, has no use for setmaxnreg, and says so."""
-    monkeypatch.setattr("tcomp.codegen.nvptx.assemble.whole_program_tool", lambda _: None)
+    monkeypatch.setattr("tcomp.codegen.nvptx.assembly.assemble.whole_program_tool", lambda _: None)
     found = kernel(PRODUCT)
     gpu = compile_kernel(found, H100)
     report = kernel_report(found.name, found.span, gpu.launches, assemble(gpu.ptx, "sm_90a"), H100, found.origins)

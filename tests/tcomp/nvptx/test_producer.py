@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.whole_program import whole_program_tool
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.grid import Turns, turns_of
-from tcomp.codegen.nvptx.whole_program import whole_program_tool
 from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.errors import TcError
 from tcomp.ir.blocks import GridOrder, Producer, ThreadShape

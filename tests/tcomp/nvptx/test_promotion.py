@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.load import load_text
 from tcomp.machine.gpu import machine_for_target

@@ -14,11 +14,11 @@ import pytest
 
 from tcomp.cli.build_gpu import TargetDevice
 from tcomp.cli.common import build_step
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.launch import GpuKernel
-from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound

@@ -1,5 +1,5 @@
 """Running sums of flash attention are multiplied by their factors only in warps that have one other than 1
-(`codegen/nvptx/rescaling.py`): the same bits, and no question in short loops."""
+(`products/rescaling.py`): the same bits, and no question in short loops."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from published_attention import attention_text
 
-from tcomp.codegen.nvptx import rescaling
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.products import rescaling
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound

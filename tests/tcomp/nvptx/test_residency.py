@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tcomp.codegen.nvptx.occupancy import occupancy
-from tcomp.codegen.nvptx.residency import computing_registers, resident_blocks, shared_wanted
+from tcomp.codegen.nvptx.assembly.occupancy import occupancy
+from tcomp.codegen.nvptx.assembly.residency import computing_registers, resident_blocks, shared_wanted
 from tcomp.ir.blocks import Blocks, Cluster, GridOrder, Producer, ThreadShape
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import machine_for_target

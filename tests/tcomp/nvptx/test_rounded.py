@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.rounded import for_narrow
+from tcomp.codegen.nvptx.threads.rounded import for_narrow
 from tcomp.codegen.rounded import scaled
 from tcomp.dsl.ast import Binary, Call, DType, Expr, Num, walk
 from tcomp.ir.tile import Compute

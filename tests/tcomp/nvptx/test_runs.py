@@ -1,4 +1,4 @@
-"""Computes in a row that share a test (`codegen/nvptx/runs.py`), sums whose parts are scaled in place, and descriptors
+"""Computes in a row that share a test (`threads/runs.py`), sums whose parts are scaled in place, and descriptors
 that stay in uniform registers: what the loop of flash attention issues."""
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from functools import cache
 import pytest
 from published_attention import attention_text
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.disassemble import disassemble
-from tcomp.codegen.nvptx.runs import without_points
-from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.codegen.nvptx.threads.runs import without_points
 from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.load import load, load_text
 from tcomp.dsl.storage import bound

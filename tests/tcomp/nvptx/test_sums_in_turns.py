@@ -13,10 +13,10 @@ from tcomp.autotune import virtual_run
 from tcomp.autotune.gpu_copies import Copies
 from tcomp.autotune.gpu_sample import sample_block
 from tcomp.autotune.sass import functions_of
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.tools import cuda_tool
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.disassemble import disassemble
-from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import Binary, Name, Num
 from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Kernel, Loop, Scope, Turns, Unpack

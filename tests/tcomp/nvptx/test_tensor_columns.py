@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from tcomp.codegen.nvptx.tensor_columns import give_columns
+from tcomp.codegen.nvptx.products.tensor_columns import give_columns
 from tcomp.dsl.ast import Expr, Num
 from tcomp.ir.tile import Axis, Compute
 from tests.tcomp.nvptx.support import at, loop, op

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tcomp.autotune.virtual_run import codes_of, reported
-from tcomp.codegen.nvptx import tensor_memory
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.occupancy import occupancy
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.occupancy import occupancy
+from tcomp.codegen.nvptx.products import tensor_memory
 from tcomp.dsl.ast import DType, Module, Op
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tcomp.autotune import virtual_run
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
+from tcomp.codegen.nvptx.assembly.occupancy import occupancy
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.occupancy import occupancy
 from tcomp.dsl.load import load_text
 from tcomp.instructions import TCGEN05, Instruction
 from tcomp.instructions.tcgen05 import ROWS, loaded

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.runtime.vgpu.shim import register_cubin
 from tcomp.runtime.vgpu.shim.driver import VirtualDriver
 from tests.runtime.vgpu.shim.conftest import HEAD, SCALE, code, download, function, kernel, launch, ok, upload

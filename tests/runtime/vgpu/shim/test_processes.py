@@ -155,7 +155,7 @@ print(os.waitstatus_to_exitcode(os.wait()[1]))
 def test_cubins_are_known_to_later_processes(tmp_path: Path) -> None:
     save = f"""
 from pathlib import Path
-from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.assembly.assemble import assemble
 from tcomp.runtime.vgpu.shim import register_cubin
 ptx = {SCALE!r}
 cubin = assemble(ptx, "sm_90a").cubin

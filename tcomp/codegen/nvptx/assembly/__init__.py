@@ -1,0 +1,1 @@
+"""PTX to machine code, and what is to be said of it."""

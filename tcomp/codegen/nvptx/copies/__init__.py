@@ -1,0 +1,1 @@
+"""Copies into shared memory: by threads, by cp.async, by the copy engine."""

@@ -1,0 +1,1 @@
+"""Products by matrix instructions: mma.sync, wgmma, tcgen05."""

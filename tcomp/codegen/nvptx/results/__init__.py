@@ -1,0 +1,1 @@
+"""Results that leave through shared memory; sums in turns."""

@@ -1,0 +1,1 @@
+"""A `Compute` as a thread's code."""

@@ -1,0 +1,1 @@
+"""How results of several blocks become one."""

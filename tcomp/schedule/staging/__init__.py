@@ -1,0 +1,1 @@
+"""Operands that are copied to where they are used."""

@@ -1,0 +1,1 @@
+"""The tree of loops, and what it becomes."""
