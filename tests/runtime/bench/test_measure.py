@@ -29,10 +29,10 @@ def workload(**changed: Any) -> Workload:
 
 
 def comparison(noise: float = 0.0, clock: str = "host") -> Comparison:
-    ours = Measured("tcomp", clock, 4.0, 1.0, {"build": 1.0, "compile": 2.0, "first step": 0.1}, {},
+    ours = Measured("tcomp", clock, 4.0, 1.0, {"build": 1.0, "compile": 2.0, "first step": 0.1},
                     [0.01, 0.02, 0.03, 0.02], [2.0, 1.9], 6 << 20, 0, [(0.0, 1 << 20), (1.0, 6 << 20)],
                     Noise(noise, 1.0))  # fmt: skip
-    theirs = Measured("compile", clock, 40.0, 8.0, {"first step": 30.04}, {}, [0.04] * 4, [2.0, 1.9], 12 << 20, 0,
+    theirs = Measured("compile", clock, 40.0, 8.0, {"first step": 30.04}, [0.04] * 4, [2.0, 1.9], 12 << 20, 0,
                       [(0.0, 1 << 20)], Noise(noise, 1.0))  # fmt: skip
     ceilings = [{"name": "fma", "threads": 1, "unit": "GFLOP/s", "median": 100.0, "low": 90.0, "high": 110.0},
                 {"name": "triad", "threads": 1, "unit": "GB/s", "median": 10.0, "low": 9.0, "high": 11.0}]  # fmt: skip
