@@ -39,3 +39,23 @@ def test_a_cpu_reads_indices_under_the_mask_too() -> None:
     (kernel,) = lower(module.ops["f"], module, {"T": 32, "N": 5}, machine).kernels
     text = kernel_ir(kernel, machine)
     assert re.search(r"llvm\.masked\.load\.v8i32", text)  # (loops in which the condition holds throughout need none)
+
+
+def test_a_cpu_prefetches_nothing_whose_index_it_may_not_read() -> None:
+    """Behind a long sum maps' lines are asked for ahead of it, where no condition is known."""
+    text = """
+op f(X: f32[T, K], W: f32[K, C], E: f32[N, C], n: i32[J], ids: i32[T]) -> Y: f32[T, C]:
+  acc[t, c] = sum k: X[t, k] * W[k, c]
+  Y[t, c] = acc[t, c] + select(ids[t] >= 0, E[n[ids[t]], c], 0.0)
+
+schedule f on cpu:
+  t -> core(8) / seq(4) / unroll(4)
+  c -> seq(64) / unroll(2) / vec
+  k -> seq(256)
+"""
+    module, machine = load_text(text), replace(detect("avx2"), lanes_f32=8, vector_registers=16)
+    (kernel,) = lower(module.ops["f"], module, {"T": 8, "K": 256, "C": 64, "N": 9, "J": 7}, machine).kernels
+    lines = kernel_ir(kernel, machine)
+    assert "llvm.prefetch" in lines
+    read = re.findall(r'(%"\.\d+") = getelementptr i32, ptr %"n", i64 %', lines)
+    assert read and not any(f"load i32, ptr {p}," in lines for p in read)

@@ -44,7 +44,9 @@ class Epilogue:
             reads = [place(a, graph) for a in accesses_in(m.value) if a.tensor not in written]
             written.add(m.target.tensor)
             self.far += [(p, False) for p in reads if p.deps == self.names] + [(target, True)]
-        self.far = [(p, w) for p, w in self.far if p.buffer.scope is Scope.OPERAND]
+        # (An index from memory that may only be read under a condition is not read for a prefetch.)
+        told = [(p, w) for p, w in self.far if not any(node.unsafe for node, _ in p.gathered)]
+        self.far = [(p, w) for p, w in told if p.buffer.scope is Scope.OPERAND]
 
     def touch(self, points: Sequence[dict[str, int]]) -> None:
         """Prefetch the lines that the maps will read and write under this register tile."""
