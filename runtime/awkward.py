@@ -30,7 +30,9 @@ def awkward_dims(
     for _ in range(tries):
         dims = {n: given[n] if n in given else int(random.choice(EXTENTS)) for n in names}
         try:
-            dims |= {n: int(evaluate_dim(e, {**dims})) for n, e in said.items()}
+            for _ in said:  # (one may be said by another that is said below it)
+                for n, e in said.items():
+                    dims[n] = int(evaluate_dim(e, {**dims}))
             if all(evaluate_dim(r, {**dims}) for r in requires) and (_largest(op, dims) <= 200_000 or given):
                 return dims
         except TcError as e:  # no extent of a tensor: N - K + 1 where K is larger

@@ -215,6 +215,11 @@ def test_sizes_that_a_requirement_says_in_full_are_as_it_says() -> None:
         assert dims is not None and dims["N"] == dims["H"] + 2 * dims["G"] and dims["D"] == 2 * dims["E"]
     given = awkward_dims(module.ops["f"], module, np.random.default_rng(0), given={"D": 14})
     assert given is not None and given["E"] == 7
+    chain = load_text(
+        "op f(X: f32[D, E, F, G]) -> Z: f32[D]:\n"
+        "  require D == 2 * E\n  require E == 2 * F\n  require F == 2 * G\n  Z[d] = X[d, 0, 0, 0]\n"
+    )
+    assert awkward_dims(chain.ops["f"], chain, np.random.default_rng(0)) is not None
 
 
 def test_inputs_whose_result_f32_does_not_hold_give_way_to_positive_ones() -> None:
