@@ -98,9 +98,9 @@ def _rounded(value: Expr, dtype: DType, dtypes: Mapping[str, DType]) -> Expr:
     return Call(dtype.value, (value,))
 
 
-def cannot_inline(name: str, why: str, eq: Equation) -> TcError:
+def cannot_inline(name: str, why: str, eq: Equation, hint: str = "") -> TcError:
     """The refusal, at the tensor's equation, or at the one where it would be expanded."""
-    hint = f"remove '{name}' from the schedule's inline line"
+    hint = hint or f"remove '{name}' from the schedule's inline line"
     return TcError(f"'{name}' cannot be inlined: {why}", eq.span, hint)
 
 

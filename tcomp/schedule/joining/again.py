@@ -42,12 +42,29 @@ def again_in_blocks(plan: KernelPlan, leaves: Sequence[Leaf], temporaries: froze
             readers = [x for x in out if name in {a.tensor for a in x.reads()}]
             lacking = frozenset(i for x in readers for i in x.walked & grid) - leaf.domain
             if read & made:
-                raise cannot_inline(name, f"'{min(read & made)}', which it sums, is computed here", leaf.equation)
+                first = min(read & made)
+                hint = f"inline '{first}', too, or compute '{name}' in a kernel of its own (kernel {name}:)"
+                raise cannot_inline(name, f"'{first}', which it sums, is computed here", leaf.equation, hint)
             if not lacking:
-                raise cannot_inline(name, "it is a sum, and no further blocks read it", leaf.equation)
+                between = _between(name, leaf.domain, out, grid)
+                hint = f"inline what they read of it, too: inline {', '.join([name, *between])}" if between else ""
+                raise cannot_inline(name, "it is a sum, and no further blocks read it", leaf.equation, hint)
             out[i] = replace(leaf, beside=lacking, again=True)
     for i, leaf in enumerate(out):
         around = [x.beside for x in out if x.again and set(x.written) & {a.tensor for a in leaf.reads()}]
         if around and not leaf.reduced and not set(leaf.written) & temporaries:
             out[i] = replace(leaf, beside=frozenset().union(*around) - leaf.domain)
     return out
+
+
+def _between(name: str, domain: frozenset[str], leaves: Sequence[Leaf], grid: set[str]) -> list[str]:
+    """What maps without further blocks make of a sum, and further blocks need."""
+    of_it, needed = {name}, set[str]()
+    for x in leaves:
+        if any(a.tensor in of_it for a in x.reads()):
+            of_it |= set(x.written)
+    for x in reversed(leaves):
+        if x.walked & grid - domain or needed & set(x.written):
+            needed |= {a.tensor for a in x.reads()}
+    maps = [x.written[0] for x in leaves if not x.reduced and not x.walked & grid - domain]
+    return [n for n in maps if n in of_it & needed]

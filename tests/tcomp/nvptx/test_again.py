@@ -90,3 +90,13 @@ def test_a_sum_that_no_other_block_needs_or_of_what_is_made_here_is_refused(old:
     assert old in SM_80
     with pytest.raises(TcError, match=f"'s' cannot be inlined: {why}"):
         lowered(SM_80.replace(old, new), DIMS, A100)
+
+
+def test_a_map_between_the_sum_and_its_blocks_is_to_be_inlined_too() -> None:
+    """And then it can be: without the line the refusal's advice is to inline the sum."""
+    made = "q[m] = s[m] / K\n  z[m] = q[m]\n  r[m] = rsqrt(q[m] + 1e-5)"
+    text = SM_80.replace("r: f32[M]", "z: f32[M]").replace("r[m] = rsqrt(s[m] / K + 1e-5)", made)
+    with pytest.raises(TcError) as refused:
+        lowered(text.replace("inline s, r", "inline s"), DIMS, A100)
+    assert refused.value.hint.endswith("too: inline s, q, r")
+    lowered(text.replace("inline s, r", "inline s, q, r"), DIMS, A100)
