@@ -8,6 +8,13 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+from tcomp.cli.kept_steps import source_paths
+from tcomp.codegen.cache import source_files
+from tcomp.codegen.cpu import compiled
+from tcomp.runtime.cuda import kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 MEANING = ("monoid", "numeric", "oracle", "points")
 COMPILER = {"dsl", "meaning", "machine", "grad", "ir", "instructions", "schedule", "codegen", "model"}
@@ -26,7 +33,7 @@ MAY_IMPORT = {
     "cli": COMPILER | {"runtime", "autotune"},
 }
 """The layers of docs/design.md, and what each may import beside itself."""
-SHARED = {"tcomp.errors", "tcomp.amounts", "tcomp.models", "tcomp.__version__"}
+SHARED = {"tcomp.errors", "tcomp.amounts", "tcomp.models"}
 """Importable from everywhere: they import nothing themselves."""
 
 
@@ -65,7 +72,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {a.name for a in node.names}
         elif node.module:
-            names |= {node.module} | {f"{node.module}.{a.name}" for a in node.names if node.module == "tcomp"}
+            names |= {node.module} | {name for a in node.names if (name := f"{node.module}.{a.name}") in modules()}
     return {n for n in names if n.startswith("tcomp.")} - SHARED
 
 
@@ -92,6 +99,28 @@ def test_targets_share_code_in_one_place() -> None:
         if module.startswith(f"tcomp.codegen.{a}") and name.startswith(f"tcomp.codegen.{b}")
     }
     assert not across
+
+
+@pytest.mark.parametrize(
+    ("generator", "sources"),
+    [("cpu.compile", compiled.SOURCES), ("nvptx.compile", kernels.SOURCES)],
+    ids=["cpu", "gpu"],
+)
+def test_kept_code_is_known_by_all_that_makes_it(generator: str, sources: tuple[str, ...]) -> None:
+    """Keys read every file that the generator's imports lead to, but for those that only word errors."""
+    known = {path.resolve() for path in source_files(*sources).values()}
+    used: set[str] = set()
+    new = {f"tcomp.codegen.{generator}"}
+    while new:
+        used |= new
+        new = {name for module in new for name in imports(modules()[module])} - used
+    assert len(used) > 40
+    assert {m for m in used if modules()[m] not in known} <= {"tcomp.dsl", "tcomp.dsl.errors", "tcomp.dsl.hints"}
+
+
+def test_kept_steps_are_known_by_all_that_makes_them() -> None:
+    read = set(source_paths())
+    assert not [m for m, path in modules().items() if layer(m) != "runtime" and str(path) not in read]
 
 
 def test_no_module_imports_by_a_bare_folder_name() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "modules.md"
 LINE = re.compile(r"- `(\w+)\.py`: ")
+NAMED = re.compile(r"`([\w./]+\.(?:py|lark))`")
 
 
 def line_of(file: Path) -> str:
@@ -34,6 +35,17 @@ def rewritten(section: str) -> str:
         elif named[1] in missing:
             lines.append(missing.pop(named[1]))
     return "\n".join([*lines, *(missing[n] for n in sorted(missing))])
+
+
+def test_files_that_modules_name_are_where_they_say() -> None:
+    """In the module's own folder, or named with the folder that they are in."""
+    files = [
+        f"/{p.relative_to(ROOT)}" for top in ("dsl", "tcomp", "autotune", "runtime") for p in (ROOT / top).rglob("*.*")
+    ]
+    for file in (ROOT / f[1:] for f in files if f.endswith(".py")):
+        for name in NAMED.findall(file.read_text()):
+            there = [f for f in files if "/" in name and f.endswith(f"/{name}")]
+            assert (file.parent / name).exists() or (ROOT / name).exists() or there, (file, name)
 
 
 def test_every_module_is_named_as_it_names_itself() -> None:

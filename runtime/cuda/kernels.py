@@ -13,7 +13,7 @@ import llvmlite.binding as llvm
 from cuda.bindings import driver as cu
 
 import tcomp
-from tcomp.codegen.cache import ContentCache, sources_digest
+from tcomp.codegen.cache import SHARED_SOURCES, ContentCache, sources_digest
 from tcomp.codegen.nvptx.assembly.assemble import assemble_all
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape, from_json, to_json
@@ -26,15 +26,7 @@ from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.driver import CudaError, call
 from tcomp.runtime.vgpu.shim import current, register_cubin
 
-SOURCES = (
-    "codegen/*.py",
-    "codegen/cpu/*.py",
-    "codegen/llvm/*.py",
-    "codegen/nvptx/**/*.py",
-    "instructions/*.py",
-    "ir/*.py",
-    "machine/*.py",
-)
+SOURCES = (*SHARED_SOURCES, "codegen/nvptx/**/*.py")
 """Files of what PTX depends on."""
 FREE_SHARED = 48 << 10
 """Bytes of shared memory that a block may have without the function's attribute allowing more."""

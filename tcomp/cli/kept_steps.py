@@ -108,12 +108,16 @@ def _folder() -> ContentCache | None:
 def compiler_digest() -> str:
     """A hash of the sources that make a step: the language, the compiler, the choice of tuned values."""
     digest = hashlib.sha256()
-    for package in (tcomp.dsl, tcomp, tcomp.autotune):
-        for folder in package.__path__:
-            for path in sorted(_sources(folder)):
-                with open(path, "rb", buffering=0) as f:  # a start waits for this: no more than it takes
-                    digest.update(f"{path.removeprefix(folder)}\0".encode() + f.read() + b"\0")
+    for path, name in source_paths().items():
+        with open(path, "rb", buffering=0) as f:  # a start waits for this: no more than it takes
+            digest.update(f"{name}\0".encode() + f.read() + b"\0")
     return digest.hexdigest()
+
+
+def source_paths() -> dict[str, str]:
+    """The files of those sources, each with its name in its package, in a fixed order."""
+    folders = [folder for package in (tcomp.dsl, tcomp, tcomp.autotune) for folder in package.__path__]
+    return {path: path.removeprefix(folder) for folder in folders for path in sorted(_sources(folder))}
 
 
 def _sources(folder: str) -> Iterator[str]:

@@ -18,7 +18,18 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import tcomp.dsl
 from tcomp.codegen.claims import LOOK, PATIENCE, give_back, take
+
+SHARED_SOURCES = (
+    "codegen/*.py",
+    "codegen/llvm/*.py",
+    "instructions/*.py",
+    "ir/*.py",
+    "machine/*.py",
+    *(f"dsl/{name}.py" for name in ("ast", "dims", "directives", "expressions", "extents", "statements", "targets")),
+)
+"""Files that all code generators use: what code depends on."""
 
 _HEADER = struct.Struct("<32sQ")
 
@@ -26,11 +37,20 @@ _HEADER = struct.Struct("<32sQ")
 @lru_cache(maxsize=4)
 def sources_digest(*patterns: str) -> str:
     """A hash of the compiler's sources (such as `codegen/*.py`): a changed generator finds nothing of the old one's."""
-    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(p for pattern in patterns for p in root.glob(pattern)):
-        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    for name, path in sorted(source_files(*patterns).items()):
+        digest.update(f"{name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def source_files(*patterns: str) -> dict[str, Path]:
+    """The files of the package that patterns name, such as `dsl/ast.py`, wherever `dsl` has its folder."""
+    compiler, language = Path(__file__).parents[1], Path(tcomp.dsl.__path__[0]).parent
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        root = language if pattern.startswith("dsl/") else compiler
+        found |= {path.relative_to(root).as_posix(): path for path in root.glob(pattern)}
+    return found
 
 
 class CacheWarning(UserWarning):

@@ -109,7 +109,7 @@ class KernelPlan:
     promote: dict[str, Named] = field(default_factory=dict)
     """equation whose sum goes from the matrix unit to f32 after each turn -> where that is said"""
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """index -> the index that counts its parts, and the values in one part (`split_sum.py`)"""
+    """index -> the index that counts its parts, and the values in one part (`joining/split_sum.py`)"""
     streams: dict[str, Stream] = field(default_factory=dict)
     """index -> how its sums are shared out, where parts may begin and end anywhere"""
     origins: Origins = Origins()

@@ -12,13 +12,13 @@ import llvmlite
 import llvmlite.binding as llvm
 
 import tcomp
-from tcomp.codegen.cache import sources_digest
+from tcomp.codegen.cache import SHARED_SOURCES, sources_digest
 from tcomp.ir.content import content_text
 from tcomp.ir.regions import tile_offsets
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 
-SOURCES = ("codegen/*.py", "codegen/cpu/*.py", "codegen/llvm/*.py", "instructions/*.py", "ir/*.py")
+SOURCES = (*SHARED_SOURCES, "codegen/cpu/*.py")
 """Files of what object code depends on."""
 
 

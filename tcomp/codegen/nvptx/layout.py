@@ -103,7 +103,7 @@ def summed_in_tensor_memory(s: Statement) -> Compute | None:
 
 def pieces_in_tensor_memory(phase: Sequence[Statement]) -> list[Compute]:
     """The products whose home is tensor memory, but those that are all their pipe loop does: their results come to
-    registers piece by piece (`tensor_group.py`)."""
+    registers piece by piece (`products/tensor_group.py`)."""
     whole = [summed_in_tensor_memory(s) for s in statements_in(phase)]
     found = (s for s in statements_in(phase) if isinstance(s, Compute) and s.instruction in IN_TENSOR_MEMORY)
     return [s for s in found if not any(s is w for w in whole)]

@@ -1,8 +1,9 @@
 """A phase as one kernel entry: the grid of blocks, the statements of a block, its loops.
 
 With a `Producer` the statements are written twice (`roles.py`): as the copies that one thread issues, and as all the
-rest. Copies in the background have files of their own: `pipe.py` (cp.async), `tensor_pipe.py`, `tensor_tile.py` and
-`tensor_rings.py` (the copy engine fills tiles), `delivery.py` (it takes results away).
+rest. Copies in the background have files of their own: `copies/pipe.py` (cp.async), `copies/tensor_pipe.py`,
+`copies/tensor_tile.py` and `copies/tensor_rings.py` (the copy engine fills tiles), `results/delivery.py` (it takes
+results away).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One Compute statement of a block: under which conditions, in whose turn, and by which generator it is written.
 
-A matrix instruction is written by `matrix.py`, all else element by element (`compute.py`). A sum that stays in tensor
-memory is scaled there (`sums_kept.py`); rescaling that seldom does anything is tested for first (`rescaling.py`).
+A matrix instruction is written by `products/matrix.py`, all else element by element (`threads/compute.py`). A sum that
+stays in tensor memory is scaled there (`products/sums_kept.py`); rescaling that seldom does anything is tested for
+first (`products/rescaling.py`).
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Planner:
         self.meeting = meeting
         self.sync = Sync()
         written = {w for s in statements_in(phase) for w in _written(s)}
-        # (What the copy engine fills is guarded by mbarriers: `ring.py`.)
+        # (What the copy engine fills is guarded by mbarriers: `copies/ring.py`.)
         filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
         filled |= {s.buffer for s in statements_in(phase) if isinstance(s, Unpack)}
         self.met = {n for n, b in buffers.items() if (b.scope is Scope.SHARED and n not in filled)

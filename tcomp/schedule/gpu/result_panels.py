@@ -7,8 +7,8 @@
 A panel of a swizzled tile is 128 bytes wide. Each warpgroup hands over its own rows, where it has whole ones: the
 others go on multiplying. Results that follow each other take turns panel by panel: while one's panel leaves, the
 other's is computed, and less memory is enough. What a turn of a loop adds to memory leaves whole, beside the next turn.
-Blocks that add the parts of a sum in turns (`turn_sums.py`) take them panel by panel. Panels that are computed from an
-operand's tile may take its place (`operand_places.py`).
+Blocks that add the parts of a sum in turns (`joining/turn_sums.py`) take them panel by panel. Panels that are computed
+from an operand's tile may take its place (`operand_places.py`).
 """
 
 from __future__ import annotations

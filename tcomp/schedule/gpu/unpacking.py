@@ -5,7 +5,7 @@
 The write is in the background and in whole lines; what lies outside of the tensor is dropped. f32 results that are
 added to what is there are added by the copy engine: an element has one block, which adds to it once, so runs repeat
 bitwise. The engine would round narrower sums twice; those read the old value. Of a sum that blocks divide it is the
-parts that leave so; they are joined along rows, or added in turns (`turn_sums.py`).
+parts that leave so; they are joined along rows, or added in turns (`joining/turn_sums.py`).
 """
 
 from __future__ import annotations

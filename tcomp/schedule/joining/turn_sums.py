@@ -4,9 +4,9 @@
     -->
     dW[n, k] = sum m in m.part * 8192 .. : dY[m, n] * X[m, k]                    blocks add one after the other
 
-The parts leave by the copy engine, which adds them in memory (`unpacking.py`): the first stores, and each of the others
-waits for the one before. Words in memory say whose turn it is, and the last puts them back to zero, so a launch needs
-no other. What is narrower than f32 is summed in a workspace, which a second equation reads.
+The parts leave by the copy engine, which adds them in memory (`gpu/unpacking.py`): the first stores, and each of the
+others waits for the one before. Words in memory say whose turn it is, and the last puts them back to zero, so a launch
+needs no other. What is narrower than f32 is summed in a workspace, which a second equation reads.
 
     stream                                                                       (stream-K)
     -->

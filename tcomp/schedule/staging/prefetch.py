@@ -95,7 +95,7 @@ def _sums(s: Statement, name: str) -> bool:
 
 
 def _collects(s: Statement, name: str) -> bool:
-    """Whether it sums what a map writes to the tensor later (`private_sums.py`): nobody waits for that one's lines."""
+    """Whether it sums what a map writes to the tensor later (`joining/private_sums.py`), whose lines nobody awaits."""
     tile = name.partition(".")[0] + ".sum"
     return isinstance(s, Compute) and bool(s.reduced) and s.target.tensor.startswith(tile)
 

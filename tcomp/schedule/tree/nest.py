@@ -18,13 +18,13 @@ from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.normal import expressions
 
 JOINED = ".joined"
-"""behind the name of what blocks add up in memory (`adding.py`)"""
+"""behind the name of what blocks add up in memory (`joining/adding.py`)"""
 PART = ".part"
-"""behind the name of an index: the index that counts its parts (`split_sum.py`)"""
+"""behind the name of an index: the index that counts its parts (`joining/split_sum.py`)"""
 PARTIAL = ".partial"
 """behind the name of a sum: the tensor of its parts"""
 TURN = ".turn"
-"""behind the name of a promoted sum: a turn's part of it (`promotion.py`)"""
+"""behind the name of a promoted sum: a turn's part of it (`gpu/promotion.py`)"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Leaf:
     guard: Expr | None = None
     """points of the equation at which it counts, beside a reduction's own guard"""
     beside: frozenset[str] = frozenset()
-    """indices that it does not have, in whose blocks it is computed nevertheless (`beside.py`)"""
+    """indices that it does not have, in whose blocks it is computed nevertheless (`joining/beside.py`)"""
     again: bool = False
     """computed in all of these blocks, each of which reads it"""
     dealt: Dealt | None = None

@@ -3,7 +3,7 @@
 Candidates for the vector axis are the loops the schedule marks `vec`. An equation takes the one along which
 most of its accesses are contiguous (its target counts a little more); a reduction may be vectorised along a
 reduced axis. Unroll factors hold for reductions, where they make the register tile (vectors along a reduced axis
-have one too if it is a contraction's, each of whose operands then serves several points: `rows.py` of the code
+have one too if it is a contraction's, each of whose operands then serves several points: `cpu/rows.py` of the code
 generator). Others, and pointwise maps, take only their vector axis's factor, and none where they call exp, tanh and the
 like (the code would only grow).
 """

@@ -6,9 +6,8 @@
                  (`gpu/sum_panels.py`); each warp says "accumulator empty"; next accumulator
 
 The products of a loop so run while the results of the one before are handed over. Products beside other statements of
-their loop are the warpgroups' own (`tensor_group.py`). The multiplier is one thread of the
-producer's third warp (`roles.py`); its products and those loads are `tensor_product.py`'s. PTX ISA, "TensorCore 5th
-Generation".
+their loop are the warpgroups' own (`tensor_group.py`). The multiplier is one thread of the producer's third warp
+(`nvptx/roles.py`); its products and those loads are `tensor_product.py`'s. PTX ISA, "TensorCore 5th Generation".
 """
 
 from __future__ import annotations

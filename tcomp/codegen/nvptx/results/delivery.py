@@ -13,10 +13,11 @@ wait for theirs in the same places.
 
 Panels in an operand's place (`Buffer.inside`) have one each, and nothing waits between them. The operand's next tile
 may come when the last panel has been read, which the leader waits for and tells the tile's mbarrier
-(`tensor_tile.py`).
+(`copies/tensor_tile.py`).
 
 Results that are added to memory in every turn of a pipe loop (`layout.handed_over`) are taken away by a warp of the
-producer, if there is one. Threads that compute do not wait for memory then, only at the tile's mbarriers (`ring.py`):
+producer, if there is one. Threads that compute do not wait for memory then, only at the tile's mbarriers
+(`copies/ring.py`):
 
     threads: wait until the tile is empty; store to it; fence for the async proxy; each warp says that it is full
     deliverer: wait for the block's turn; wait until the tile is full; start the copies; when they have read it, say

@@ -116,5 +116,5 @@ _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-
 
 
 def power(em: GpuEmitter, x: IrValue, y: IrValue) -> IrValue:
-    """x ** y in f64 (`expressions.py` widens the operands)."""
+    """x ** y in f64 (`llvm/expressions.py` widens the operands)."""
     return vectormath.power(em, x, y, True)
