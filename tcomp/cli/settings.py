@@ -33,7 +33,13 @@ class TrainSettings(StepSettings):
     init_from: Annotated[
         str, typer.Option(metavar="RUN", help="Start from the weights of this run folder, or imported one.")
     ] = ""
-    weights: options.Weights = ""
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="With --init-from: what that run's optimizer keeps under this name in the parameters' place.",
+        ),
+    ] = ""
     device: options.DeviceName = "cpu"
     gpu: options.VirtualGpu = ""
     graph: options.Graph = True
