@@ -32,11 +32,10 @@ def round_to(x: Array, dtype: DType) -> Array:
     f32 and f64 stand for exact reals here and change nothing. Too large a value becomes infinite in bf16
     and f16, and the largest finite value in e4m3 and e5m2 (as the saturating conversions of GPUs do).
     """
-    x = np.asarray(x)
-    if dtype is DType.I32:
-        with np.errstate(invalid="ignore"):
-            return x.astype(np.int64)
-    x = x.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # (what is no number, and NaNs that signal)
+        if dtype is DType.I32:
+            return np.asarray(x).astype(np.int64)
+        x = np.asarray(x).astype(np.float64)
     if dtype not in _FORMATS:
         return x
     bits, low, largest, saturates = _FORMATS[dtype]
@@ -51,7 +50,8 @@ def round_to(x: Array, dtype: DType) -> Array:
 def round_stochastic(x: Array, u: Array, dtype: DType) -> Array:
     """The value of `dtype` next to `x` away from zero where the fraction of a unit that is cut off plus `u` reaches 1,
     else the one towards zero, as float64. `u` in [0, 1): uniform, it makes the expected result `x`."""
-    x = np.asarray(x, np.float64)
+    with np.errstate(invalid="ignore"):
+        x = np.asarray(x).astype(np.float64)
     if dtype not in _FORMATS:
         return x
     bits, low, largest, saturates = _FORMATS[dtype]

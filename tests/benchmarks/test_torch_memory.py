@@ -28,6 +28,7 @@ def test_without_data_as_with_it(workload: Workload) -> None:
     assert step_peak(workload) == traced_peak(workload)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")  # PyTorch's, at its first start
 def test_the_profiler_sees_as_much(workload: Workload) -> None:
     model = counterpart(workload)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

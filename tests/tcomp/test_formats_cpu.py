@@ -17,6 +17,7 @@ from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.values import numpy_type, values
 from tcomp.schedule.lower import lower
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # every bit pattern is a value, NaNs that signal too
 NARROW = [DType.BF16, DType.F16, DType.E4M3, DType.E5M2]
 COUNT = 1 << 16
 
@@ -30,7 +31,7 @@ def runner(text: str, dims: dict[str, int], cache: Path) -> CpuExecutor:
 def special(dtype: DType) -> np.ndarray:
     """Every value of the type (of 16-bit ones too), the points half-way to its neighbours and just beside them."""
     codes = np.arange(1 << (8 * dtype.bytes), dtype=numpy_type(dtype) if dtype is not DType.F16 else np.uint16)
-    every = values(codes if dtype is not DType.F16 else codes.view(np.float16), dtype).astype(np.float64)
+    every = round_to(values(codes if dtype is not DType.F16 else codes.view(np.float16), dtype), DType.F64)
     finite = np.unique(every[np.isfinite(every)])
     between = (finite[:-1] + finite[1:]) / 2
     beside = np.concatenate([np.nextafter(between.astype(np.float32), np.float32(s)) for s in (-np.inf, np.inf)])
