@@ -38,7 +38,7 @@ def check_statements(
     for s in body:
         if isinstance(s, ForLayers):
             check_number(s.extent, numbers, "the number of layers")
-            if s.index in numbers or s.index in env:
+            if s.index in numbers or s.index in env or s.index == TRAINING:
                 raise TcError(f"loop variable '{s.index}' is already taken", s.span, hint="rename it")
             env |= check_statements(model, s.body, env, numbers | {s.index}, module)
         else:

@@ -75,8 +75,10 @@ def data_for(
     paths: list[Path], inputs: Inputs, batch: int, length: int, vocabulary: int, to_train: bool = True
 ) -> Data:
     """Open the data for a model with these inputs, of `batch` examples: by `open_examples` where the paths are such
-    files (of a folder those in it, if the model takes other inputs than tokens and targets), else by `open_data`."""
-    own = inputs.keys() != TOKENS
+    files (of a folder those in it, if the model takes other inputs than windows of tokens and targets), else by
+    `open_data`."""
+    windows = all(i.shape == (batch, length) and not i.dtype.is_float for i in inputs.values())
+    own = inputs.keys() != TOKENS or not windows
     files = [q for p in paths for q in (sorted(p.glob(f"*{SUFFIX}")) if own and p.is_dir() else []) or [p]]
     other = [p for p in files if p.suffix != SUFFIX]
     if files and not other:

@@ -25,7 +25,7 @@ from tcomp.runtime.values import store, values
 
 Array = NDArray[Any]
 SUFFIX = ".safetensors"
-_INTEGERS = ("I32", "I64", "I16", "I8", "U8", "BOOL")
+_INTEGERS = ("I32", "I64", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL")
 _SAMPLE = 1 << 16
 """Bytes of a tensor's beginning and end that tell it from another."""
 
@@ -136,9 +136,9 @@ def open_examples(paths: list[Path], inputs: Inputs, batch: int, to_train: bool 
                 "let every input begin with the batch's size, such as `input x: f32[B, C]`",
             )
     files = [_open(p, inputs) for p in paths]
-    held_out = [f for p, f in zip(paths, files, strict=True) if "val" in p.stem.lower()]
-    if held_out and (len(held_out) < len(files) or not to_train):
-        train, validation = [f for f in files if f not in held_out], held_out
+    held_out = ["val" in p.stem.lower() for p in paths]
+    if any(held_out) and not (all(held_out) and to_train):
+        train, validation = ([f for f, held in zip(files, held_out, strict=True) if held is v] for v in (False, True))
     else:
         cuts = [f.stop - max(1, f.stop // 20) for f in files]
         train = [Part(f.entries, f.arrays, 0, cut) for f, cut in zip(files, cuts, strict=True)]
@@ -150,7 +150,7 @@ def open_examples(paths: list[Path], inputs: Inputs, batch: int, to_train: bool 
         )
     count = sum(f.stop for f in files)
     description = f"{count:,} examples of {len(files)} file{'s' if len(files) > 1 else ''}"
-    return ExampleData(train, validation, inputs, _fingerprint(files), description)
+    return ExampleData(train, validation, inputs, _fingerprint(train, validation), description)
 
 
 def _open(path: Path, inputs: Inputs) -> Part:
@@ -199,10 +199,11 @@ def _pieces(array: Array) -> Iterator[tuple[int, Array]]:
         yield start, array[start : start + step]
 
 
-def _fingerprint(files: list[Part]) -> str:
-    """Of names, types, shapes, and what tensors begin and end with."""
+def _fingerprint(train: list[Part], validation: list[Part]) -> str:
+    """Of names, types, shapes, what tensors begin and end with, and which examples are trained on."""
     digest = hashlib.blake2b(digest_size=12)
-    for f in files:
+    for f in (*train, *validation):
+        digest.update(f"{f.start} {f.stop} of {len(train)}\n".encode())
         for name, e in f.entries.items():
             digest.update(f"{name} {e.kind} {e.shape}\n".encode())
             flat = f.arrays[name].reshape(-1).view(np.uint8)

@@ -30,8 +30,8 @@ _LARGEST_HEADER = 100_000_000
 KINDS: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16),
     "I32": np.dtype(np.int32), "I64": np.dtype(np.int64), "I16": np.dtype(np.int16), "U8": np.dtype(np.uint8),
-    "I8": np.dtype(np.int8), "F8_E4M3": np.dtype(np.uint8), "F8_E5M2": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+    "I8": np.dtype(np.int8), "U16": np.dtype(np.uint16), "U32": np.dtype(np.uint32), "U64": np.dtype(np.uint64),
+    "F8_E4M3": np.dtype(np.uint8), "F8_E5M2": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
 """Element types by the format's names. What NumPy lacks is held as its bits."""
 

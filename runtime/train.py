@@ -182,9 +182,9 @@ class _Training:
         self.loss, self.stop = self.peers.agree(loss, bool(self.stopped))
         found = {name: float(r.value()) for name, r in asked.others.items()}
         lr, norm = found.get("lr", math.nan), found.get("norm", math.nan)
-        _refuse_divergence(self.loss, "loss", asked.step)
+        self.refuse_divergence(self.loss, "loss", asked.step)
         if "norm" in found:
-            _refuse_divergence(norm, "gradient's norm", asked.step)
+            self.refuse_divergence(norm, "gradient's norm", asked.step)
         now = time.perf_counter()
         seconds, self.looked = now - max(asked.began, self.looked), now
         self.run.begin()
@@ -194,8 +194,17 @@ class _Training:
     def validate(self) -> None:
         """The loss on data that is held back. UserError where it is not finite."""
         self.validation = validation_loss(self.executor, self.data, self.settings.eval_batches, self.peers)
-        _refuse_divergence(self.validation, "validation loss", self.done)
+        self.refuse_divergence(self.validation, "validation loss", self.done)
         self.metrics.write(step=self.done, validation_loss=self.validation)
+
+    def refuse_divergence(self, value: float, what: str, done: int) -> None:
+        """UserError for a value that is not finite, before it is saved."""
+        if not math.isfinite(value):
+            data = "" if self.data.unit == "tokens" else ", or data of finite numbers, if some are not"
+            raise UserError(
+                f"the {what} is {value} at step {done}: training has diverged",
+                f"use a smaller --lr, or more warm-up steps (--hyper warmup=...){data}",
+            )
 
     def save(self) -> None:
         """Write a checkpoint of all steps so far, whose results have been taken in."""
@@ -256,15 +265,6 @@ def next_batch(executor: Executor, batches: Stream, number: int) -> None:
         batches.fill(inputs)
     if BATCH_NUMBER in executor.step.slots:
         executor.write(BATCH_NUMBER, number % (1 << 31))
-
-
-def _refuse_divergence(value: float, what: str, done: int) -> None:
-    """UserError for a value that is not finite, before it is saved."""
-    if not math.isfinite(value):
-        raise UserError(
-            f"the {what} is {value} at step {done}: training has diverged",
-            "use a smaller --lr, or more warm-up steps (--hyper warmup=...)",
-        )
 
 
 def check_trainable(step: Step) -> None:

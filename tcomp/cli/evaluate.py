@@ -17,7 +17,7 @@ from tcomp.cli.command import Options, command
 from tcomp.cli.display import bars
 from tcomp.cli.limits import Range
 from tcomp.cli.options import MANY, RunOptions
-from tcomp.cli.run_model import check_writes, graph_of, vocabulary_of
+from tcomp.cli.run_model import check_step_writes, check_writes, graph_of, vocabulary_of
 from tcomp.cli.settings import from_json
 from tcomp.errors import UserError
 
@@ -82,7 +82,7 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     from tcomp.runtime.examples import inputs_of
     from tcomp.runtime.run_folder import PASSED, read_config
     from tcomp.runtime.scalars import set_scalars
-    from tcomp.runtime.train import load_weights
+    from tcomp.runtime.train import load_weights, rows_of
 
     run = own.run
     settings = from_json(read_config(run), str(run / "run.json"))
@@ -101,6 +101,12 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
         request = replace(settings.forward(saved.manifest.precision), sizes={"B": rows, "T": length})
         executor = device.open(common.build_step(request, device, module=module, to_run=True).step)
         try:
+            if rows_of(executor.step) != rows:
+                raise UserError(
+                    f"a batch of the model {executor.step.model} has {rows_of(executor.step)} rows whatever -B is, "
+                    f"and {rows} are to be measured",
+                    "let every input begin with the batch's size, such as `input x: f32[B, C]`",
+                )
             set_scalars(executor, {})
             load_weights(executor, saved, state=own.weights)
             yield executor
@@ -151,6 +157,7 @@ def _answer(own: EvalOptions, loaded: Loaded, asked: list[Question], vocabulary:
     from tcomp.runtime.tokenizer import tokenizer_of
 
     with loaded(own.batch) as executor, _progress("answering", len(asked)) as advance:
+        check_step_writes(executor.step)
         for score in answer(executor, tokenizer_of(own.run), asked, vocabulary):  # noqa: B007  the last one counts
             advance(1)
     print(

@@ -15,7 +15,7 @@ from tcomp.cli import common, limits, options
 from tcomp.cli.command import Options, command
 from tcomp.cli.limits import Range
 from tcomp.cli.options import MANY, RunOptions
-from tcomp.cli.run_model import check_writes, longest_text
+from tcomp.cli.run_model import check_step_writes, check_writes, longest_text
 from tcomp.cli.settings import TrainSettings, from_json
 from tcomp.errors import UserError
 
@@ -134,10 +134,11 @@ def scorer_for(
             prefill={"T": part} if part else None,
         )
     built = common.build_step(request, device, module=module, to_run=True)
-    dims = of_no_size(model, built.step.dims)
-    checkpoint.check_same_model(saved, built.step.model, built.step.config, dims, built.step.precision)
     executor = device.open(built.step)
     try:
+        check_step_writes(built.step)
+        dims = of_no_size(model, built.step.dims)
+        checkpoint.check_same_model(saved, built.step.model, built.step.config, dims, built.step.precision)
         set_scalars(executor, {})
         load_weights(executor, saved, state=weights)
         vocabulary = built.step.inputs["tokens"] or (1 << 16)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tcomp.dsl.ast import Model, Module
     from tcomp.dsl.dims import Number
     from tcomp.model.graph import Graph
+    from tcomp.model.step import Step
 
 
 def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
@@ -71,7 +72,17 @@ def _run_sizes(model: Model, settings: TrainSettings) -> tuple[dict[str, int], d
 def check_writes(model: Model) -> None:
     """UserError where the model does not score the word behind its tokens, as writing and answering need."""
     if model.logits is None or all(i.name != "tokens" for i in model.inputs):
-        raise UserError(
-            f"the model {model.name} takes no tokens, or names no logits, so it has no scores of words",
-            "a model that writes has an input `tokens` and a line `logits NAME`; `tcomp eval RUN` measures any",
-        )
+        raise _silent(model.name)
+
+
+def check_step_writes(step: Step) -> None:
+    """The same of its step, whose shapes are known."""
+    if not step.writes:
+        raise _silent(step.model)
+
+
+def _silent(model: str) -> UserError:
+    return UserError(
+        f"the model {model} takes no tokens, or names no logits for each, so it has no scores of words",
+        "a model that writes has an input `tokens` and a line `logits NAME`; `tcomp eval RUN` measures any",
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from math import prod
 
 from tcomp.amounts import bytes_apart, bytes_text
 from tcomp.dsl.ast import Module, Op
@@ -52,6 +53,7 @@ def build_step(
     training = "train" in request.programs
     limit, fitted = request.memory_limit, training and request.recompute == "to fit"
     graph, begin = _graphs(module, request)
+    writes = _writes(graph)
     drafter = Drafter(
         module,
         machine,
@@ -94,7 +96,7 @@ def build_step(
         precision=graph.recipe.name,
         threads=draft.threads - helpers_of(draft.threads),
         states=tuple(t.name for t in graph.states),
-        writes=graph.logits is not None and "tokens" in graph.inputs,
+        writes=writes,
         inputs={n: inputs[t] for n, t in arena.names.items() if t in inputs},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},
@@ -124,6 +126,12 @@ def _graphs(module: Module, request: StepRequest) -> tuple[Graph, Graph | None]:
         return needed(graph), None
     beginning = replace(request, sizes={**request.sizes, **request.prefill})
     return needed(graph), needed(graph_of(module, beginning), logits=False)
+
+
+def _writes(graph: Graph) -> bool:
+    """Whether the model names logits with a row for each token. (A step that trains may not make them whole.)"""
+    tokens = graph.inputs.get("tokens")
+    return tokens is not None and graph.logits is not None and prod(graph.logits.shape[:-1]) == tokens.elements
 
 
 def _positions(lengths: Mapping[str, int], main: str) -> tuple[dict[str, int], int]:

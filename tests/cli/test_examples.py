@@ -54,3 +54,13 @@ def test_a_classifier_learns_goes_on_and_is_measured(tcomp: Tcomp) -> None:
     refused(tcomp("generate", "a"), "the model perceptron takes no tokens", "tcomp eval RUN")
     refused(tcomp("eval", "a", "--data", "perceptron.tc"), "no .safetensors file", "label: i32[examples] below 10")
     refused(tcomp("train", *common), "no .safetensors file is given, and the model takes x, label")
+    save_file({"x": np.full((40, 16), np.nan, np.float32), "label": label[:40]}, "holes.safetensors")
+    refused(
+        tcomp("train", *common, "--data", "holes.safetensors", "--steps", "2", "--run", "c"),
+        "the loss is nan at step 1", "or data of finite numbers",
+    )  # fmt: skip
+    assert not Path("c").exists()
+    rows_as_given = PERCEPTRON.replace("perceptron(B)", "perceptron(N)").replace("[B", "[N")
+    Path("perceptron.tc").write_text(rows_as_given)
+    assert tcomp("train", *common, "--dim", "N=16", *data, "--steps", "1", "--run", "d").code == 0
+    refused(tcomp("eval", "d", "-B", "4", "--threads", "1"), "has 16 rows whatever -B is, and 4 are to be measured")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from tests.cli.support import Tcomp, refused
 from tests.runtime.test_training_number import EXAMPLE
 
@@ -42,3 +45,16 @@ def test_a_model_without_logits_trains_and_writes_no_sample(tcomp: Tcomp, text: 
     trained = tcomp("train", "silent.tc", *SIZES, "--data", text, "--steps", "1", "--eval-batches", "1", "--run", "s")
     assert trained.code == 0 and "measure it with `tcomp eval s`" in trained.out, trained
     refused(tcomp("generate", "s"), "the model regular takes no tokens, or names no logits", "`logits NAME`")
+
+
+def test_a_classifier_of_texts_is_measured_and_does_not_write(tcomp: Tcomp) -> None:
+    text = EXAMPLE.replace("targets: i32[B, T]", "targets: i32[B]").replace("targets as [B * T]", "targets")
+    text = text.replace("    logits =", "    x = first(x as [B, T, C])\n    logits =")
+    Path("kinds.tc").write_text(text + "\nop first(X: real[B, T, C]) -> Y: real[B, C]:\n  Y[b, c] = X[b, 0, c]\n")
+    save_file({"tokens": np.ones((9, 16), np.uint16), "targets": np.arange(9, dtype=np.uint8)}, "some.safetensors")
+    common = (*SIZES, "--steps", "1", "--eval-batches", "1", "--run", "k")
+    trained = tcomp("train", "kinds.tc", *common, "--data", "some.safetensors")
+    assert trained.code == 0 and "measure it with `tcomp eval k`" in trained.out, trained
+    refused(tcomp("generate", "k", "--threads", "1"), "the model regular takes no tokens, or names no logits for each")
+    Path("asked.jsonl").write_text('{"ctx": "a", "endings": ["b", "c"], "label": 0}\n')
+    refused(tcomp("eval", "k", "--choices", "asked.jsonl", "--threads", "1"), "names no logits for each")

@@ -79,6 +79,23 @@ def test_validation_files(tmp_path: Path, to_train: bool, counts: tuple[int, int
     assert open_examples(paths[1:], INPUTS, 4, to_train=False).validation_batches().count == 6
     assert open_examples(paths[1:], INPUTS, 4).validation_batches().count == 1
     assert open_examples(paths[1:], INPUTS, 4).fingerprint != data.fingerprint
+    twice = open_examples([paths[1], *paths], INPUTS, 4, to_train)
+    assert (twice.training_batches(1).count, twice.validation_batches().count) == (17, 12)
+
+
+def test_a_file_that_becomes_the_validation_part_is_other_data(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"{name}.safetensors", 9 * at, 9) for at, name in enumerate("ab")]
+    before = open_examples(paths, INPUTS, 4).fingerprint
+    assert open_examples([paths[0], paths[1].rename(tmp_path / "val.safetensors")], INPUTS, 4).fingerprint != before
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64])
+def test_integers_of_each_type(tmp_path: Path, kind: Any) -> None:
+    label = tensors(0, 29)["label"].astype(kind)
+    path = save(tmp_path / "a.safetensors", 0, 29, label=label, further=np.zeros(1, np.uint16))
+    drawn(open_examples([path], INPUTS, 4).training_batches(1), 2)
+    with pytest.raises(UserError, match=r"'label' has 100 at \[0, 0\], where the model takes 0 to 9"):
+        open_examples([save(tmp_path / "b.safetensors", 0, 29, label=np.full((29, 2), 100, kind))], INPUTS, 4)
 
 
 def test_which_paths_are_files_of_examples(tmp_path: Path) -> None:
@@ -90,6 +107,10 @@ def test_which_paths_are_files_of_examples(tmp_path: Path) -> None:
     pairs = {n: np.ones((5, 8), np.uint8) for n in words}
     save_file(pairs, tmp_path / "words.safetensors")
     assert isinstance(data_for([tmp_path / "words.safetensors"], words, 4, 8, 256), ExampleData)
+    labelled = words | {"targets": Input(DType.I32, (4,), 2)}
+    with pytest.raises(UserError, match=r"no \.safetensors file, and the model takes tokens, targets") as refused:
+        data_for([text], labelled, 4, 8, 2)
+    assert "targets: i32[examples] below 2" in refused.value.hint
     for paths in ([], [text], [file, text]):
         with pytest.raises(UserError, match=r"no \.safetensors file") as refused:
             data_for(paths, INPUTS, 4, 8, 256)

@@ -59,6 +59,12 @@ def graph(*lines: str, rows: int = 37) -> Graph:
     return in_chunks(build_graph(module, "small", "one", {"B": rows}), module)
 
 
+def test_a_model_writes_though_training_never_has_its_logits_whole() -> None:
+    sizes, dims = {"B": 2, "T": 16}, {"L": 1, "H": 2, "C": 16, "K": 2}
+    step = build_step(load(MODELS / "gpt2.tc"), StepRequest("gpt2", "tiny", sizes, dims), detect(), 1)
+    assert step.writes and "logits" not in step.slots
+
+
 def test_maker_and_reader_take_turns() -> None:
     g = graph("y, z = square(a)", "loss = total(z)")
     assert [n.label for n in g.nodes] == [
