@@ -248,6 +248,10 @@ class Access:
             return
         self.race(p, "atomic" if self.strong else "write", lanes)
 
+    def reaches(self, start: int, lane: int) -> None:
+        """A lane's atomic access to a place in the shared memory of its cluster."""
+        self.race(Part(self.m.shared, np.array([start]), None), "atomic", np.array([lane]))
+
     def race(self, p: Part, what: str, lanes: Array) -> None:
         s, m = p.segment, self.m
         if s.space not in ("global", "shared") or not m.options.checks or s.read_only:

@@ -99,6 +99,7 @@ class Target:
     def _each(self, lane: int, start: int, barrier: int, mask: int, alive: Array) -> Iterator[tuple[int, int]]:
         stride = self.m.shared_stride
         for base in multicast(self.m, self.i, lane, mask, alive, "bulk copy misuse"):
+            self.mbar.reaches(base + barrier % stride, lane)
             yield base + start % stride, self._object(lane, base + barrier % stride)
 
     def _object(self, lane: int, start: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array, distinct, every, indices, some
+from tcomp.runtime.vgpu.lanes import Array, distinct, indices, some
 from tcomp.runtime.vgpu.machine import Machine, WaveState
 from tcomp.runtime.vgpu.ptx import Instr
 
@@ -70,8 +70,6 @@ class Mbarriers(WaveState):
         self.pending: Array = grown("pending", 0)
         self.tx: Array = grown("tx", 0)
         self.observed: Array = grown("observed", 0)  # the newest phase known to have begun by a wait
-        self.maker: Array = grown("maker", 0)  # the lane that initialised it,
-        self.made: Array = grown("made", 0)  # and when; 0 once a fence has told the copy engine of it
         self.collected: Array = grown("collected", 2, 0, width)  # clock rows released in this phase
         self.joined: Array = grown("joined", 2, 0, width)  # and in the one before
 
@@ -91,7 +89,7 @@ class Mbarriers(WaveState):
         if some(live):
             m.finding(KIND, i, lanes[live], "initialises a live mbarrier: mbarrier.inval it first",
                       self._offset(starts[live]))  # fmt: skip
-        for lane, start, count in zip(lanes.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
             if self.number == len(self.phase):
                 self._allocate(2 * self.number)
             n = self.number
@@ -99,7 +97,6 @@ class Mbarriers(WaveState):
             table[start >> 3] = n + 1
             self.place[n], self.phase[n], self.count[n], self.pending[n] = start, 0, count, count
             self.tx[n] = self.observed[n] = 0
-            self.maker[n], self.made[n] = lane, m.now
             self.collected[:, n] = self.joined[:, n] = 0
         m.shared.init.view(np.uint64)[starts >> 3] = 0x0101010101010101
         m.progress += 1
@@ -231,19 +228,8 @@ class Mbarriers(WaveState):
         self.collected[:, done] = 0
         self.m.progress += 1
 
-    def fence_made(self, lanes: Array) -> None:
-        """fence.mbarrier_init by these lanes."""
-        self.made[np.isin(self.maker, lanes)] = 0
-
     # --- copies
     def report_later(self, n: int, flight: Flight) -> None:
-        if flight.tx and self.made[n] and self.m.options.checks:
-            by, at = np.full(len(flight.lanes), self.maker[n]), np.full(len(flight.lanes), self.made[n])
-            if not every(self.m.order.fenced_for(self.m, by, at, flight.lanes)):
-                self.m.finding("missing proxy fence", flight.instr, flight.lanes, "reports to an mbarrier of whose "
-                               "initialisation nothing told the copy engine: no fence.mbarrier_init or "
-                               "fence.proxy.async since", self._offset(self.place[n : n + 1]))  # fmt: skip
-            self.made[n] = 0
         self.flights.setdefault(n, []).append(flight)
         self.m.progress += 1
 

@@ -1,4 +1,5 @@
-"""membar and fence (PTX ISA 9.7.13.4): memory fences, proxy fences, and the fence after mbarrier.init."""
+"""membar and fence (PTX ISA 9.7.13.4): memory fences and proxy fences. That after mbarrier.init is taken for any other:
+copies that report to an mbarrier access it by the generic proxy (9.7.9.25.4.1)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ from tcomp.runtime.vgpu import proxy
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.flags import synchronises
 from tcomp.runtime.vgpu.lanes import Sel, distinct, ids
-from tcomp.runtime.vgpu.mbarrier import Mbarriers
 from tcomp.runtime.vgpu.ptx import Instr
 
 _WIDE = ("gl", "sys", "gpu", "cluster")
@@ -20,18 +20,6 @@ def note_fence(m: Any, sel: Sel) -> None:
     """These blocks' accesses to global memory so far are released."""
     for b in distinct(m.block_of_lane[sel]).tolist():
         m.fences.setdefault(b, []).append(m.now)
-
-
-@instruction("fence.mbarrier_init")
-def fence_of_mbarriers(d: Decoder, i: Instr) -> Run:
-    """Whoever initialised mbarriers lets the copy engine know; for all else it is taken for any other fence."""
-    made, other = Mbarriers.of(d.m).fence_made, fence(d, i)
-
-    def run(sel: Sel) -> None:
-        made(ids(sel))
-        other(sel)
-
-    return run
 
 
 @instruction("membar", "fence")

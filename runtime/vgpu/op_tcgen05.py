@@ -17,7 +17,7 @@ import numpy as np
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction, watcher
 from tcomp.runtime.vgpu.flow import registers_in, uses_and_definitions
-from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, one_each, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, distinct, ids, one_each, some
 from tcomp.runtime.vgpu.machine import Machine, WaveState
 from tcomp.runtime.vgpu.op_matrix import everyone, items, whole_warps
 from tcomp.runtime.vgpu.op_warp import complete
@@ -52,6 +52,26 @@ def warp_value(m: Machine, i: Instr, values: Any, sel: Sel, what: str) -> Array:
     return by_warp[:, 0]
 
 
+def of_pairs(d: Decoder, i: Instr, act: Callable[[Sel], None]) -> Run:
+    """Runs `act` for whole warps; with .cta_group::2 when one of the pair's other block has come as well."""
+    m, t, run = d.m, TensorMemory.of(d.m), whole_warps(d, i, act)
+    if group_of(d, i) == 1:
+        return run
+    m.explain[i.line, i.opcode] = lambda lane: f"waits in `{i.opcode}` for the other block of its pair"
+
+    def both(sel: Sel) -> Any:
+        lanes, _ = complete(m, i, sel, everyone)
+        warps = [w for w in distinct(lanes >> 5).tolist() if t.allocations.met(32 * w)]
+        go = lanes[np.isin(lanes >> 5, warps)]
+        if (those := compact(go)) is not None:
+            run(those)
+        for w in warps:
+            t.allocations.past(32 * w)
+        return None if len(go) == len(ids(sel)) else go
+
+    return both
+
+
 # --- allocation
 @instruction("tcgen05.alloc")
 def allocate(d: Decoder, i: Instr) -> Run:
@@ -68,7 +88,10 @@ def allocate(d: Decoder, i: Instr) -> Run:
         wanted = warp_value(m, i, columns(lanes), lanes, "the number of columns")
         first, found = lanes[::32], []
         for lane, n in zip(first.tolist(), wanted.tolist(), strict=True):
-            found.append(t.allocations.allocate(i, lane, n, paired))
+            together = not paired or t.allocations.met(lane)
+            found.append(t.allocations.allocate(i, lane, n, paired) if together else None)
+            if paired and found[-1] is not None:
+                t.allocations.past(lane)
         ready = np.array([f is not None for f in found])
         if some(ready):
             who = first[ready]
@@ -90,7 +113,6 @@ def allocate(d: Decoder, i: Instr) -> Run:
 
 @instruction("tcgen05.dealloc")
 def free(d: Decoder, i: Instr) -> Run:
-    group_of(d, i)
     m, t = d.m, TensorMemory.of(d.m)
     address, columns = d.source(i.operands[0], "u32"), d.source(i.operands[1], "u32")
 
@@ -103,18 +125,17 @@ def free(d: Decoder, i: Instr) -> Run:
                 t.released(t.begin(i, "dealloc", lane), whole)
         m.progress += 1
 
-    return whole_warps(d, i, act)
+    return of_pairs(d, i, act)
 
 
 @instruction("tcgen05.relinquish_alloc_permit")
 def relinquish(d: Decoder, i: Instr) -> Run:
-    group_of(d, i)
     m, t = d.m, TensorMemory.of(d.m)
 
     def act(sel: Sel) -> None:
         t.allocations.relinquished.update(distinct(m.slot[sel]).tolist())
 
-    return whole_warps(d, i, act)
+    return of_pairs(d, i, act)
 
 
 # --- registers

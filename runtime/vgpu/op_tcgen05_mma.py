@@ -261,7 +261,9 @@ def commit(d: Decoder, i: Instr) -> Run:
         for lane, start, mask in zip(lanes[at].tolist(), starts.tolist(), masks, strict=True):
             ended = t.take(lane)
             for base in multicast(m, i, lane, mask, alive, "mbarrier misuse"):
-                _, found = b.find(i, np.array([lane]), np.array([base + start % m.shared_stride]))
+                place = base + start % m.shared_stride
+                access.reaches(place, lane)
+                _, found = b.find(i, np.array([lane]), np.array([place]))
                 for n in found.tolist():
                     report(lane, n, ended, base == int(m.slot[lane]) * m.shared_stride)
 

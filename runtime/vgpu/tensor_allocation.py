@@ -52,9 +52,26 @@ class Allocations:
         self.waited: set[int] = set()  # slots
         self.last: dict[int, int] = {}  # of each slot, the columns of its last allocation
         self.given: dict[int, Allocation] = {}  # by slot: what the other block of its pair has taken for both
+        self.come: dict[int, int] = {}  # of each slot, how many instructions of its pair it has come to
+        self.gone: dict[int, int] = {}  # and how many are behind it
 
     def misuse(self, i: Instr, lane: int, text: str) -> None:
         self.m.finding(KIND, i, np.array([lane]), text)
+
+    def met(self, lane: int) -> bool:
+        """A warp has come to an instruction of both blocks of its pair (9.7.16.5: either may wait for the other). Has
+        the other one?"""
+        slot = int(self.m.slot[lane])
+        number = self.gone.get(slot, 0) + 1
+        if self.come.get(slot, 0) < number:
+            self.come[slot] = number
+            self.m.progress += 1
+        return self.come.get(slot ^ 1, 0) >= number
+
+    def past(self, lane: int) -> None:
+        """That instruction is behind this warp."""
+        slot = int(self.m.slot[lane])
+        self.gone[slot] = self.come[slot]
 
     def allocate(self, i: Instr, lane: int, columns: int, paired: bool = False) -> int | None:
         """The first column; None where there is no room now. Both blocks of a pair allocate, and get the same."""
@@ -120,12 +137,13 @@ class Allocations:
 
     def room(self, lane: int) -> str:
         """What a lane that waits in tcgen05.alloc waits for."""
-        free = COLUMNS - int(self.owner[self.beside(int(self.m.slot[lane]))].sum())
+        slot = int(self.m.slot[lane])
+        if self.come.get(slot, 0) > self.come.get(slot ^ 1, 0):
+            return "waits in `tcgen05.alloc` for the other block of its pair"
+        free = COLUMNS - int(self.owner[self.beside(slot)].sum())
         return f"waits in `tcgen05.alloc` for columns of tensor memory, of which {free} are free"
 
     def finish(self) -> None:
-        for a in self.given.values():
-            self.misuse(a.instr, a.lane, "the other block of the pair never allocated with this one")
         for a in self.live.values():
             self.misuse(
                 a.instr, a.lane, f"the block ended with these {a.columns} columns allocated: tcgen05.dealloc them"

@@ -43,9 +43,9 @@ def launch(
 
 
 def init(*counts: int) -> str:
-    """Thread 0 initialises the first mbarriers with these counts, and lets the copy engine know; then a barrier."""
+    """Thread 0 initialises the first mbarriers with these counts; then a barrier."""
     each = "".join(f"@%p0 mbarrier.init.shared::cta.b64 [%r2+{8 * n}], {c}; " for n, c in enumerate(counts))
-    return each + "@%p0 fence.mbarrier_init.release.cluster;\nbar.sync 0;\n"
+    return each + "bar.sync 0;\n"
 
 
 def wait(offset: int, parity: str, label: str, form: str = "try_wait") -> str:

@@ -180,6 +180,16 @@ def test_multicast_puts_each_half_into_both_blocks() -> None:
     assert (out == X).all()
 
 
+RELAXED = "{} barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;\n"
+
+
+@pytest.mark.parametrize("fence", ["fence.mbarrier_init.release.cluster;", ""])
+def test_multicast_needs_the_other_blocks_initialisations_released(fence: str) -> None:
+    body = MULTICAST.replace(MEET, RELAXED.format(fence), 1).format(mask=3, end=MEET)
+    found = run(body)[0].kinds()
+    assert found == set() if fence else "shared memory race" in found
+
+
 def test_a_multicast_mask_beyond_the_cluster_is_found() -> None:
     assert "bulk copy misuse" in run(MULTICAST.format(mask=7, end=MEET))[0].kinds()
 

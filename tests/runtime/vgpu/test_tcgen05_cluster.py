@@ -35,9 +35,9 @@ OWN = "mov.u32 %r30, %ctaid.x; mad.lo.u32 %r0, %r30, 128, %r0;\n"
 
 
 def launched(
-    mask: int = 3, arrivals: int = 2, before: str = "", blocks: int = 2, commit: str = EVERYWHERE
+    mask: int = 3, arrivals: int = 2, before: str = "", blocks: int = 2, commit: str = EVERYWHERE, meet: str = ALL
 ) -> tuple[Report, np.ndarray]:
-    setup = SETUP.replace("{arrivals}", str(arrivals)) + ALL + ADDRESS
+    setup = SETUP.replace("{arrivals}", str(arrivals)) + meet + ADDRESS
     body = CODE + before + steps(P) + commit.format(mask=mask) + WAITED + AFTER + load(64) + LOADED + OWN + out(64)
     text = kernel(body, setup=setup).replace(".reg .pred", ".reg .b16 %h<4>; .reg .pred", 1)
     text = text.replace("  ret;\n}", ALL + "  ret;\n}")
@@ -68,6 +68,9 @@ FAULTS = {
     "an arrival too few": ({"mask": 1, "arrivals": 2}, "deadlock"),
     "nobody waits in another block, which may have ended": (
         {"arrivals": 1, "commit": EVERYWHERE.replace("[bar]", "[bar+8]") + COMMIT}, "copy in flight at exit"),
+    "the other block's mbarrier was made, but nobody knows": (
+        {"meet": "bar.sync 0; barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;\n"},
+        "shared memory race"),
     "a block that has ended": (
         {"before": "mov.u32 %r30, %cluster_ctarank; setp.eq.u32 %p6, %r30, 1; @%p6 exit; nanosleep.u32 100;\n"},
         "shared memory of an exited block"),

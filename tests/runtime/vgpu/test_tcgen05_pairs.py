@@ -56,13 +56,13 @@ def given(kind: str, across: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 
 def launched(
     kind: str = "bf16", across: bool = False, issuer: int = 0, mask: int = 3, m: int = 256, before: str = "",
-    setup: str = SETUP, cluster: int = 2,
+    setup: str = SETUP, cluster: int = 2, end: str = END,
 ) -> tuple[Report, np.ndarray, np.ndarray]:  # fmt: skip
     a, b, image, code = given(kind, across)
     product = Product(m=m, n=64, a=kind, across=(across, across)).text(who="@%p6")
     products = FIRST + product if across else FIRST + (product + THEN + NEXT) * 4
     body = code + before + products + TOGETHER.format(mask=mask) + WAITED + AFTER + load(64) + LOADED + OWN_ROWS
-    text = kernel(body + out(64), setup=setup.replace("ISSUER", str(issuer)), end=END)
+    text = kernel(body + out(64), setup=setup.replace("ISSUER", str(issuer)), end=end)
     text = (
         text.replace("cta_group::1", "cta_group::2")
         .replace("cta_group::ONE", "cta_group::1")
@@ -86,11 +86,15 @@ def test_each_block_gets_the_sums_of_its_rows(kind: str, across: bool, issuer: i
 ONE = SETUP.replace("@%p1 tcgen05.alloc", "setp.lt.u32 %p7, %r30, 1; and.pred %p7, %p7, %p1;\n@%p7 tcgen05.alloc")
 OTHER = ("mov.u32 %r31, 256; setp.eq.u32 %p7, %r30, 1; @%p7 mov.u32 %r31, 128;\n"
          + ALLOC.format(columns="%r31"))  # fmt: skip
+EARLY = (BEFORE + "setp.eq.u32 %p7, %r30, 1; and.pred %p8, %p7, %p1; setp.ne.u32 %p7, %r30, 1; and.pred %p1, %p7, %p1;\n"
+         + DEALLOC.format(columns=256).replace("@%p1", "@%p8") + ALL + DEALLOC.format(columns=256))  # fmt: skip
+"""PTX ISA 9.7.16.5, table 48: the second block waits for the first to give back with it, or does not"""
 FAULTS = {
     "only one block hears of the products": ({"mask": 1}, "deadlock"),
     "a block that has ended": ({"before": "setp.eq.u32 %p7, %r30, 1; @%p7 exit; nanosleep.u32 100;\n"},
                                "shared memory of an exited block"),
-    "only one block allocates": ({"setup": ONE}, "tensor memory misuse"),
+    "only one block allocates": ({"setup": ONE}, "deadlock"),
+    "one block gives back before the other can": ({"end": EARLY}, "deadlock"),
     "blocks allocate differently": ({"setup": SETUP.replace(ALLOC.format(columns=256), OTHER)}, "tensor memory misuse"),
     "no barrier between stores of the other block and the products": (
         {"setup": SETUP.replace(ALL, "bar.sync 0;\n")}, "shared memory race"),
