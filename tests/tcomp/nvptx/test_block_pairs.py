@@ -75,9 +75,9 @@ def test_wgmma_has_no_pairs() -> None:
      pair(rows="grid.y(256) / cluster(128) / warpgroup(128, 1)", lines=f"pingpong\n  {DELIVERED}")],
     ids=["along", "across", "mixed", "8 bits", "256 rows", "two sides"],
 )  # fmt: skip
-@pytest.mark.parametrize("m", [pytest.param(512, marks=pytest.mark.slow), 392])
+@pytest.mark.parametrize("m", [pytest.param(512, marks=pytest.mark.slow), 328])
 def test_products(source: str, m: int) -> None:
-    """Blocks take several tiles; 392 rows are an odd number of tiles, the last one cut."""
+    """Blocks take several tiles; 328 rows are an odd number of tiles of 128, the last one cut."""
     assert "cta_group::2" in compile_kernel(lowered(source, m), FOUR).ptx
     agrees(source, {"M": m, "N": 208, "K": 144}, FOUR, order=m % 3)
 
@@ -138,6 +138,30 @@ def test_threads_sum_the_tiles_that_are_multiplied(how: str, rows: str) -> None:
     source = BESIDE.format(rows=rows, part=256, how=how, along_k=along_k)
     for name in ("Y", "s"):
         agrees(source, {"M": 328, "N": 264, "K": 136}, replace(B200, sms=6), result=name)
+
+
+def test_of_two_products_only_one_may_have_sums_beside_it() -> None:
+    """The second block's thread tells of the tiles that its own threads wait for; the copy engine, of the others."""
+    source = """
+op f(X: bf16[M, N], W: bf16[M, K], U: bf16[P, N], V: bf16[P, K]) -> Y: f32[N, K], s: f32[N], Z: f32[N, K]:
+  Y[n, k] = sum m: X[m, n] * W[m, k]
+  s[n] = sum m: X[m, n]
+  Z[n, k] = sum p: U[p, n] * V[p, k]
+
+schedule f on sm_100a:
+  n -> grid.y(256) / cluster(128) / warpgroup(128) / mma
+  k -> grid.x(128) / mma
+  m, p -> pipe(64, 2) / mma
+  n of s -> warpgroup(128) / lane / vec(4)
+  m of s -> lane.y(8) / unroll(2)
+  stage X, W in shared at m by tma
+  stage U, V in shared at p by tma
+  use tcgen05 for Y, Z
+  fuse Y, Z at k
+  producer warpgroup(40)
+  persistent
+"""
+    agrees(source, {"M": 192, "N": 256, "K": 128, "P": 64}, replace(B200, sms=2), result="Z")
 
 
 LEFT_OUT = {

@@ -94,7 +94,8 @@ class TensorPipe:
             self.phase.tensor.multiply(loop, self._multiplied)
             return
         if self.collected and self.phase.roles.now == "relay":
-            em.repeat(start, stop, loop.step, lambda _: ring.relay())
+            if ring.pair == "relayed":
+                em.repeat(start, stop, loop.step, lambda _: ring.relay())
             return
         if self.collected and self.phase.roles.computing:
             if self.beside:
