@@ -86,8 +86,13 @@ def test_each_block_gets_the_sums_of_its_rows(kind: str, across: bool, issuer: i
 ONE = SETUP.replace("@%p1 tcgen05.alloc", "setp.lt.u32 %p7, %r30, 1; and.pred %p7, %p7, %p1;\n@%p7 tcgen05.alloc")
 OTHER = ("mov.u32 %r31, 256; setp.eq.u32 %p7, %r30, 1; @%p7 mov.u32 %r31, 128;\n"
          + ALLOC.format(columns="%r31"))  # fmt: skip
-EARLY = (BEFORE + "setp.eq.u32 %p7, %r30, 1; and.pred %p8, %p7, %p1; setp.ne.u32 %p7, %r30, 1; and.pred %p1, %p7, %p1;\n"
-         + DEALLOC.format(columns=256).replace("@%p1", "@%p8") + ALL + DEALLOC.format(columns=256))  # fmt: skip
+EARLY = (
+    "setp.eq.u32 %p7, %r30, 1; and.pred %p8, %p7, %p1; setp.ne.u32 %p7, %r30, 1; and.pred %p1, %p7, %p1;\n"
+    + BEFORE
+    + DEALLOC.format(columns=256).replace("@%p1", "@%p8")
+    + ALL
+    + DEALLOC.format(columns=256)
+)
 """PTX ISA 9.7.16.5, table 48: the second block waits for the first to give back with it, or does not"""
 FAULTS = {
     "only one block hears of the products": ({"mask": 1}, "deadlock"),
