@@ -17,6 +17,7 @@ import numpy as np
 from tcomp.errors import UserError
 from tcomp.runtime.documents import check_regular, is_unicode, parse_json
 from tcomp.runtime.executor import Executor
+from tcomp.runtime.generate import logits
 from tcomp.runtime.tokenizer import Tokenizer
 
 _DIGITS = frozenset(map(str, range(100)))
@@ -130,7 +131,7 @@ def _log_probabilities(
             total = 0.0
             for at in range(max(0, len(text) - 1 - len(ending)), len(text) - 1):
                 begin = (row * length + at) * width
-                scores = executor.read_part("logits", begin, begin + vocabulary).astype(np.float64)
+                scores = logits(executor, begin, vocabulary)
                 top = scores.max()
                 total += float(scores[text[at + 1]] - top - math.log(np.exp(scores - top).sum()))
             sums.append(total)

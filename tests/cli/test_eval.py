@@ -74,6 +74,9 @@ def test_accuracy_is_that_of_transformers(model: Any, tcomp: Tcomp) -> None:
     n = len(questions)
     want = f"{n} questions: accuracy {likeliest / n:.1%}, per token {per_token / n:.1%} (chance 33.3%)"
     assert result.out.splitlines()[0] == want, result
+    assert tcomp("import", "--from-hf", "there", "--out", "narrow", "--dtype", "bf16").code == 0
+    narrow = tcomp("eval", "narrow", "--choices", str(SAMPLE), "-T", "64", "-B", "3", "--threads", "1")
+    assert narrow.out.splitlines()[0] == want, narrow
     short = tcomp("eval", "run", "--choices", str(SAMPLE), "-T", "16", "--questions", "2", "--threads", "1")
     assert short.out.startswith("2 questions") and "2 contexts were longer than 16 tokens" in short.out
 
