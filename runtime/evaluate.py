@@ -1,4 +1,5 @@
-"""How good a model is: the loss of held-out text, and accuracy on multiple-choice questions in HellaSwag's format.
+"""How good a model is beside its loss: how often its highest score is at the right class, and accuracy on
+multiple-choice questions in HellaSwag's format.
 
 A question is a JSON line {"ctx": text, "endings": [texts], "label": number of the right one}. An ending's score is the
 log-probability of its tokens behind the context's; `accuracy` takes the likeliest ending, `normalised` the one that is
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tcomp.errors import UserError
+from tcomp.model.graph import Graph, Tensor, tensors_of
 from tcomp.runtime.documents import check_regular, is_unicode, parse_json
 from tcomp.runtime.executor import Executor
 from tcomp.runtime.generate import logits
@@ -84,6 +86,29 @@ def _question(line: str, where: str) -> Question:
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(endings):
         raise UserError(f"{where}: label must be a number from 0 to {len(endings) - 1}", hint)
     return Question(context, tuple(endings), label)
+
+
+def label_of(graph: Graph) -> str | None:
+    """The input that says which class is right for each example: integers below at most as many as the model has logits
+    for an example, which a call reads beside these. None where there is none, or more than one."""
+    scores = graph.logits
+    if scores is None or len(scores.shape) != 2:
+        return None
+    read = [tensors_of(n.reads) for n in graph.nodes]
+    beside = set[Tensor]().union(*(tensors for tensors in read if scores.tensor in tensors))
+    found = [
+        name
+        for name, t in graph.inputs.items()
+        if t in beside and t.shape == scores.shape[:1] and 0 < graph.bounds[name] <= scores.shape[1]
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def right(executor: Executor, label: str) -> int:
+    """How many examples of the batch that was evaluated last have their highest score at their label."""
+    rows, width = executor.step.slots["logits"].shape
+    scores = logits(executor, 0, rows * width).reshape(rows, width)[:, : executor.step.inputs[label]]
+    return int((scores.argmax(axis=1) == executor.read(label)).sum())
 
 
 def answer(executor: Executor, tokenizer: Tokenizer, questions: list[Question], vocabulary: int) -> Iterator[Score]:

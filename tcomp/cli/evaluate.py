@@ -1,4 +1,4 @@
-"""`tcomp eval`: a run's loss on data, and its accuracy on multiple-choice questions."""
+"""`tcomp eval`: a run's loss on data, a classifier's accuracy, and that on multiple-choice questions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class EvalOptions(Options):
 
 @command
 def evaluate(own: EvalOptions, where: RunOptions) -> None:
-    """Measure a run: validation loss and perplexity, or with --choices the accuracy on multiple-choice questions.
+    """Measure a run: validation loss and perplexity (a classifier's accuracy), or with --choices the accuracy on
+    multiple-choice questions.
 
     A question is a JSON line {"ctx": text, "endings": [texts], "label": number}. `accuracy` counts the ending of the
     highest probability behind the context, `per token` that of the highest probability per token.
@@ -78,7 +79,7 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     """
     from tcomp.runtime import checkpoint
     from tcomp.runtime.data import data_for
-    from tcomp.runtime.evaluate import read_questions
+    from tcomp.runtime.evaluate import label_of, read_questions
     from tcomp.runtime.examples import inputs_of
     from tcomp.runtime.run_folder import PASSED, read_config
     from tcomp.runtime.scalars import set_scalars
@@ -124,31 +125,36 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
                 "the run has a tokenizer, so text must be prepared with it",
                 f"tcomp data prepare TEXT --tokenizer {run / PASSED / 'tokenizer.json'} --out FOLDER",
             )
-        _measure(loaded, opened, own.batch, own.batches)
+        label = label_of(graph) if opened.unit == "examples" else None
+        _measure(loaded, opened, own.batch, own.batches, label)
     device.finish()
 
 
-def _measure(loaded: Loaded, data: Data, batch: int, most: int) -> None:
-    """Print the loss over the validation part's windows, each once, or over `most` batches of them."""
+def _measure(loaded: Loaded, data: Data, batch: int, most: int, label: str | None) -> None:
+    """Print the loss over the validation part's windows, each once, or over `most` batches of them; with the input that
+    is the `label` of examples how many are classified rightly."""
+    from tcomp.runtime.evaluate import right
     from tcomp.runtime.train import batch_losses
 
     held_out = data.validation_batches()
     whole, rest = divmod(held_out.count, batch)
     if most and most <= whole:
         whole, rest = most, 0
-    total, windows = 0.0, whole * batch + rest
+    total, known, windows = 0.0, 0, whole * batch + rest
     with _progress("evaluating", windows) as advance:
         for rows, numbers in ((batch, range(whole)), (rest, range(whole, whole + 1))):
             if rows and numbers:
                 with loaded(rows) as executor:
                     for loss in batch_losses(executor, held_out, numbers):
                         total += loss * rows
+                        known += right(executor, label) if label else 0
                         advance(rows)
     loss = total / windows
     print(f"data: {data.description}")
     over = f"over {windows * data.each:,} {data.unit}"
     per = f" nats a token, perplexity {_perplexity(loss)}" if data.unit == "tokens" else ""
-    print(f"loss {loss:.4f}{per}, {over}")
+    accuracy = f", accuracy {known / windows:.1%}" if label else ""
+    print(f"loss {loss:.4f}{per}{accuracy}, {over}")
 
 
 def _answer(own: EvalOptions, loaded: Loaded, asked: list[Question], vocabulary: int, length: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.cli.support import Tcomp, refused
 
@@ -19,6 +20,15 @@ def losses(run: str) -> list[float]:
     return [m["loss"] for m in map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines()) if "loss" in m]
 
 
+def predicted(run: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The classes that a run's perceptron gives its highest score."""
+    (*_, newest) = sorted(Path(run, "checkpoints").iterdir())
+    p = load_file(newest / "tensors.safetensors")
+    h = x @ p["up_w"].T + p["up_b"]
+    h *= 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+    return np.asarray((h @ p["out_w"].T)[:, :10].argmax(axis=1))
+
+
 def test_a_classifier_learns_goes_on_and_is_measured(tcomp: Tcomp) -> None:
     Path("perceptron.tc").write_text(PERCEPTRON)
     random = np.random.default_rng(0)
@@ -28,20 +38,9 @@ def test_a_classifier_learns_goes_on_and_is_measured(tcomp: Tcomp) -> None:
     save_file({"x": x[360:].astype(np.float16), "label": label[360:].astype(np.uint8)}, "val.safetensors")
     data = ("--data", "train.safetensors", "val.safetensors")
     common = (
-        "perceptron.tc",
-        "--config",
-        "small",
-        "-B",
-        "16",
-        "--threads",
-        "1",
-        "--hyper",
-        "total=60",
-        "--hyper",
-        "warmup=6",
-        "--lr",
-        "1e-2",
-    )
+        "perceptron.tc", "--config", "small", "-B", "16", "--threads", "1", "--hyper", "total=60", "--hyper",
+        "warmup=6", "--lr", "1e-2",
+    )  # fmt: skip
     whole = tcomp("train", *common, *data, "--steps", "60", "--run", "a")
     assert whole.code == 0, whole.error
     assert "16 examples a step" in whole.out and "400 examples of 2 files" in whole.out and "examples/s" in whole.out
@@ -51,6 +50,10 @@ def test_a_classifier_learns_goes_on_and_is_measured(tcomp: Tcomp) -> None:
     assert losses("a") == losses("b")
     measured = tcomp("eval", "a", "-B", "16", "--threads", "1")
     assert measured.code == 0 and "over 40 examples" in measured.out and "perplexity" not in measured.out
+    save_file({"x": x[:40], "label": np.append(label[:33], 9 - label[33:40])}, "new val.safetensors")
+    measured = tcomp("eval", "a", "-B", "16", "--threads", "1", "--data", "new val.safetensors")
+    known = (predicted("a", x[:40]) == np.append(label[:33], 9 - label[33:40])).mean()
+    assert 0.5 < known < 0.9 and f", accuracy {known:.1%}, over 40 examples" in measured.out, measured
     refused(tcomp("generate", "a"), "the model perceptron takes no tokens", "tcomp eval RUN")
     refused(tcomp("eval", "a", "--data", "perceptron.tc"), "no .safetensors file", "label: i32[examples] below 10")
     refused(tcomp("train", *common), "no .safetensors file is given, and the model takes x, label")

@@ -15,9 +15,11 @@ from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.request import StepRequest
+from tcomp.model.unroll import build_graph
 from tcomp.runtime.batches import Stream
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.data import TokenData, data_for
+from tcomp.runtime.evaluate import label_of
 from tcomp.runtime.examples import ExampleData, Input, open_examples
 from tcomp.runtime.roofline import ready
 from tcomp.runtime.values import values
@@ -168,3 +170,38 @@ model picking(B):
     picked = np.take_along_axis(values(executor.read("x"), DType.BF16), executor.read("at")[:, None], 1)
     assert executor.read("loss") == pytest.approx(picked.sum(), rel=1e-5)
     executor.close()
+
+
+def test_what_says_the_right_class_is_read_beside_the_logits() -> None:
+    text = """
+op score(x: f32[B, C]) -> Y: f32[B, C]:
+  Y[b, c] = x[b, c] * x[b, c]
+
+op wrong(scores: f32[B, C], label: i32[B]) -> losses: f32[B]:
+  losses[b] = 1.0 - scores[b, label[b]]
+
+op total(X: f32[B]) -> y: f32[]:
+  y = sum b: X[b]
+
+model classes(B):
+  config one: C = 3
+  input x: f32[B, C]
+  input weight: i32[B] below 2
+  input label: i32[B] below C
+  forward:
+    scores = score(x)
+    losses = wrong(scores, label)
+    loss = total(losses)
+  loss loss
+  logits scores
+"""
+
+    def label(text: str) -> str | None:
+        return label_of(build_graph(load_text(text), "classes", "one", {"B": 5}))
+
+    assert label(text) == "label"
+    assert label(text.replace("  logits scores\n", "")) is None
+    assert label(text.replace("logits scores", "logits losses")) is None
+    both = text.replace("label: i32[B])", "label, weight: i32[B])")
+    both = both.replace("1.0 - ", "f32(weight[b]) - ").replace("(scores, label)", "(scores, label, weight)")
+    assert label(both) is None, "which of the two it is nobody knows"
