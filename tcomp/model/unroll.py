@@ -139,6 +139,9 @@ class Unrolling(Operands):
         if loss.elements != 1:
             raise TcError(f"the loss '{self.model.loss}' has shape {shape_text(loss.shape)}", self.model.span,
                              "a loss is a scalar; reduce it, for example with 'mean'")  # fmt: skip
+        if loss.tensor.dtype not in (DType.F32, DType.F64):
+            raise TcError(f"the loss '{self.model.loss}' is {loss.tensor.dtype}", self.model.span,
+                             "let the op that gives it say `-> y: f32[]`")  # fmt: skip
         logits = None if self.model.logits is None else self.result(self.model.logits, "logits")
         return Graph(
             self.model, self.config, self.dims, tuple(self.nodes), parameters, inputs, bounds, loss, logits,

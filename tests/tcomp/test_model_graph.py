@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,11 @@ def test_what_a_step_has_of_its_own_takes_a_name() -> None:
     line = text.splitlines()[refused.value.span.line - 1]
     assert line.strip().startswith("param norm:")
     assert line in refused.value.render()
+
+
+def test_a_loss_is_not_of_the_narrow_type_that_others_are_stored_in() -> None:
+    module = small("loss = total(w[0])")
+    text = module.sources["small.tc"].replace("-> y: f32[]", "-> y: real[]")
+    for precision, refused in (("f32", False), ("bf16", True)):
+        with pytest.raises(TcError, match="the loss 'loss' is bf16") if refused else nullcontext():
+            build_graph(load_text(text, "small.tc"), "small", "one", {"B": 2}, precision=precision)
