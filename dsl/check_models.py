@@ -66,14 +66,15 @@ def _check(model: Model, module: Module) -> None:
     tensors = {d.name: d.dtype for d in declared}
     own = {BATCH_NUMBER: DType.I32}
     bound = check_statements(model, model.forward, tensors | own, numbers, module)
+    computed = bound.keys() - tensors.keys() - own.keys()
     hyper = {n for n, _ in model.optimizer.hyper} if model.optimizer is not None else set()
     for given, what in _GIVEN.items():
-        if given in numbers | hyper | tensors.keys() | (bound.keys() - own.keys()):
+        if given in numbers | hyper | tensors.keys() | computed:
             message = f"'{model.name}' has a number or tensor '{given}' of its own"
             raise TcError(message, model.span, hint=f"rename it: in operands of calls `{given}` {what}")
     for name, what in ((model.loss, "loss"), (model.logits, "logits")):
-        if name is not None and name not in bound:
-            hint = did_you_mean(name, bound, "tensor")
+        if name is not None and name not in computed:
+            hint = did_you_mean(name, sorted(computed), "tensor")
             raise TcError(f"{what} names '{name}', which `forward` does not compute", model.span, hint=hint)
     if model.optimizer is not None:
         _check_optimizer(model.optimizer, module)
