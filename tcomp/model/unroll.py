@@ -33,6 +33,7 @@ from tcomp.dsl.variants import QUANTISED, mentioned, under
 from tcomp.errors import UserError
 from tcomp.model.dimensions import model_dims, one_of
 from tcomp.model.graph import Early, Graph, Node, Parameter, Quantised, Tensor, View
+from tcomp.model.identities import without_identities
 from tcomp.model.operands import Operands
 from tcomp.model.reach import check_reach
 from tcomp.model.request import StepRequest
@@ -42,10 +43,12 @@ _MOST_LAYERS = 10_000
 
 def graph_of(module: Module, request: StepRequest) -> Graph:
     """The graph of the step that is asked for (of its model's decoding form, if that is its program)."""
-    return build_graph(
+    training = "train" in request.programs
+    graph = build_graph(
         module, request.model, request.config, request.sizes, request.dims, request.precision or None,
-        "decode" in request.programs, "train" in request.programs,
+        "decode" in request.programs, training,
     )  # fmt: skip
+    return graph if training else without_identities(graph, module)
 
 
 def build_graph(
