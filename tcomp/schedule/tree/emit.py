@@ -155,7 +155,8 @@ class Emitter:
                     start: Expr = Num(identity(value.reducer, self.dtypes[w.tensor] is DType.I32))
                 else:
                     start = lowest(rescaled(self, value), self.dtypes[w.tensor]) if i == 0 else Num(0.0)
-                out.append(self.compute(Assignment(leaf, w, start, self.axes_of(w)), env))
+                only = None if w.tensor in self.tiles else self.only(leaf, env)  # (other blocks would undo the sum)
+                out.append(self.compute(Assignment(leaf, w, start, self.axes_of(w), only=only), env))
         return out
 
     def range(self, index: str, env: Env) -> Range:

@@ -316,3 +316,20 @@ def _statements(found: Kernel) -> list[object]:
         return [x for s in body for x in (s, *(inside(s.body) if isinstance(s, Loop) else ()))]
 
     return inside(found.phases[0])
+
+
+def test_a_sum_in_memory_is_begun_by_the_block_that_sums() -> None:
+    """Its loop stands outside of that over rows, so that no register holds it: another block's zero would undo it."""
+    module = load_text("""
+op f(X: f32[M, K], W: f32[N, K]) -> s: f32[M], Y: f32[M, N]:
+  s[m] = sum k: X[m, k]
+  Y[m, n] = sum k: X[m, k] * W[n, k]
+
+schedule f on sm_90a:
+  m -> grid.y(8) / seq(4)
+  n -> grid.x(8)
+  k -> pipe(4)
+  order k, m
+""")
+    dims = {"M": 13, "N": 11, "K": 9}
+    assert_keeps_results(module.ops["f"], module, dims, lower(module.ops["f"], module, dims, H100))
