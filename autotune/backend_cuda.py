@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcomp.autotune.backend import Clock, Examined
-from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernel
+from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernels
 from tcomp.autotune.gpu_registers import spill_of
 from tcomp.codegen.nvptx.assembly.assemble import assemble_all
 from tcomp.codegen.nvptx.assembly.tools import cuda_tool
@@ -97,7 +97,7 @@ class CudaBackend:
         if cuda_tool("nvdisasm") is None:
             return []
         try:
-            found = [predict_kernel(k, self.machine, self.cache) for k in kernels]
+            found = predict_kernels(kernels, self.machine, self.cache)
         except UserError:
             return []
         return found if all(p.counted for p in found) else []

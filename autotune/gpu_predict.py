@@ -7,10 +7,11 @@ guess.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from tcomp.autotune.gpu_blocks import block_turns
 from tcomp.autotune.gpu_conditions import clock_of_step, left_in_cache, settled
@@ -22,8 +23,8 @@ from tcomp.autotune.gpu_turns import waiting
 from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import Function, functions_of
 from tcomp.autotune.sass_lanes import with_paired_loads
-from tcomp.codegen.nvptx.assembly.assemble import Assembled, assemble
-from tcomp.codegen.nvptx.assembly.disassemble import disassemble
+from tcomp.codegen.nvptx.assembly.assemble import Assembled, assemble_all
+from tcomp.codegen.nvptx.assembly.disassemble import disassemble_all
 from tcomp.codegen.nvptx.assembly.occupancy import occupancy
 from tcomp.codegen.nvptx.launch import GpuKernel
 from tcomp.codegen.nvptx.products.block_pairs import in_pairs
@@ -32,6 +33,9 @@ from tcomp.ir.tile import Kernel, Loop, Statement
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.step import Step
 from tcomp.runtime.cuda.kernels import compile_all
+
+AT_ONCE = 16
+"""Kernels of a step whose machine code is read in one start of nvdisasm."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,38 @@ def predict_kernel(
     """The prediction for one kernel. `before`: bytes that others left in L2 for memory (`gpu_conditions`); None: as
     many as this one leaves. `most`: hertz of the clock at most. UserError when it cannot be compiled, assembled or
     disassembled."""
-    code: GpuKernel = compile_all({kernel.name: kernel}, machine, cache)[kernel.name]
-    assembled = assemble(code.ptx, machine.target, cache)
-    text = disassemble(assembled.cubin, cache_dir=cache)
+    (code,) = _machine_code([kernel], machine, cache)
+    return _predicted(kernel, code, machine, before, most)
+
+
+def predict_kernels(
+    kernels: Sequence[Kernel], machine: GpuMachine, cache: Path | None = None
+) -> list[KernelPrediction]:
+    """The same for each of an op's kernels, by itself."""
+    codes = _machine_code(kernels, machine, cache)
+    return [_predicted(k, code, machine, None, math.inf) for k, code in zip(kernels, codes, strict=True)]
+
+
+class _Code(NamedTuple):
+    """A kernel's PTX with its launches, its cubin, and the cubin's text."""
+
+    gpu: GpuKernel
+    assembled: Assembled
+    text: str
+
+
+def _machine_code(kernels: Sequence[Kernel], machine: GpuMachine, cache: Path | None) -> list[_Code]:
+    compiled = compile_all({k.name: k for k in kernels}, machine, cache)
+    codes = [compiled[k.name] for k in kernels]
+    assembled = assemble_all([(code.ptx, machine.target) for code in codes], cache)
+    texts = disassemble_all([a.cubin for a in assembled], cache)
+    return [_Code(*parts) for parts in zip(codes, assembled, texts, strict=True)]
+
+
+def _predicted(
+    kernel: Kernel, found: _Code, machine: GpuMachine, before: float | None, most: float
+) -> KernelPrediction:
+    code, assembled, text = found
     functions = {n: with_paired_loads(f) for n, f in functions_of(text).items()}
     launches = tuple(_launches(kernel, code, assembled, functions, machine, before, most))
     counted = kernel.flops <= _peak(kernel, machine) * sum(p.seconds for p in launches)
@@ -175,10 +208,18 @@ def clock_in(step: Step, machine: GpuMachine, accumulation: int = 1) -> float:
 
 
 def predict_step(
-    step: Step, machine: GpuMachine, cache: Path | None = None, accumulation: int = 1
+    step: Step,
+    machine: GpuMachine,
+    cache: Path | None = None,
+    accumulation: int = 1,
+    only: Container[str] | None = None,
 ) -> Iterator[tuple[KernelPrediction, int]]:
-    """Each kernel of the step and its launches per step, as they are predicted (assembling takes a while), each behind
-    what it runs behind there, at the step's clock."""
+    """Each kernel of the step (of those that `only` has) and its launches per step, as they are predicted (assembling
+    takes a while), each behind what it runs behind there, at the step's clock."""
     left, most = behind(step, machine, accumulation), clock_in(step, machine, accumulation)
-    for name, n in launches_of(step, accumulation).items():
-        yield predict_kernel(step.kernels[name], machine, cache, left[name], most), n
+    counts = launches_of(step, accumulation)
+    names = [name for name in counts if only is None or name in only]
+    for at in range(0, len(names), AT_ONCE):
+        some = names[at : at + AT_ONCE]
+        for name, code in zip(some, _machine_code([step.kernels[n] for n in some], machine, cache), strict=True):
+            yield _predicted(step.kernels[name], code, machine, left[name], most), counts[name]

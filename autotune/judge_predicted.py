@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tcomp.autotune.contest import beats_by_prediction
-from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernel
+from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernels
 from tcomp.autotune.gpu_registers import spill_of
 from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
@@ -57,7 +57,7 @@ class PredictedJudge:
             spill = next((text for k in kernels if (text := spill_of(k, self.machine))), "")
             if spill:
                 return Verdict(None, 0.0, "spill", spill)
-            found = [predict_kernel(k, self.machine, self.cache) for k in kernels]
+            found = predict_kernels(kernels, self.machine, self.cache)
         except TcError as e:
             return Verdict(None, 0.0, "illegal", e.message)
         except UserError as e:
@@ -116,5 +116,5 @@ class PredictedJudge:
         key = instance.key, tuple(sorted(choice.values.items())), text
         if key not in self._known:
             kernels = self._lower(instance, choice.values, choice.schedule).kernels
-            self._known[key] = [predict_kernel(k, self.machine, self.cache) for k in kernels]
+            self._known[key] = predict_kernels(kernels, self.machine, self.cache)
         return self._known[key]

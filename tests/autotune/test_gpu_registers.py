@@ -48,7 +48,7 @@ def test_two_accumulators_are_counted_together(tmp_path: Path, monkeypatch: pyte
     schedule = schedule_of(instance.op, module, DIMS, H100, 1)
     (space,) = spaces_of(schedule, facts_of(instance, H100, 1))
     job = Job(instance, instance.key, space, 0, op_hash(instance.op, module), schedule_hash(schedule), 1e-3)
-    monkeypatch.setattr(judge_predicted, "predict_kernel", lambda *_: pytest.fail("it was compiled"))
+    monkeypatch.setattr(judge_predicted, "predict_kernels", lambda *_: pytest.fail("it was compiled"))
     measured = MeasuredJudge(module, CudaBackend(H100, "", tmp_path), 0)
     for judge in (PredictedJudge(module, H100, tmp_path, 0), measured):
         verdict = judge.evaluate(job, {"BN": 240}, 10.0)

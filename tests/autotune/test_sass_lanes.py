@@ -76,8 +76,8 @@ def test_predictions_know_which_lanes_read_the_same(
         return iter(())
 
     monkeypatch.setattr(gpu_predict, "compile_all", lambda *_: {"k": SimpleNamespace(ptx="")})
-    monkeypatch.setattr(gpu_predict, "assemble", lambda *_: SimpleNamespace(cubin=b""))
-    monkeypatch.setattr(gpu_predict, "disassemble", lambda *_, **__: sass(code))
+    monkeypatch.setattr(gpu_predict, "assemble_all", lambda *_: [SimpleNamespace(cubin=b"")])
+    monkeypatch.setattr(gpu_predict, "disassemble_all", lambda *_: [sass(code)])
     monkeypatch.setattr(gpu_predict, "_launches", launches)
     monkeypatch.setattr(gpu_predict, "_peak", lambda *_: 1.0)
     kernel: Any = SimpleNamespace(name="k", flops=0)

@@ -45,8 +45,7 @@ def predicted_as_measured(measured: Measurements, precision: str, gpu: GpuMachin
     """Seconds by kernel, of those that are as they were when they were timed."""
     codes = compile_all({name: step.kernels[name] for name in gpu_predict.launches_of(step)}, gpu)
     names = [r.timed.name for r in beside(measured, precision, dict.fromkeys(codes, 0.0), step.kernels, codes)]
-    left, most = gpu_predict.behind(step, gpu), gpu_predict.clock_in(step, gpu)
-    return {n: gpu_predict.predict_kernel(step.kernels[n], gpu, None, left[n], most).seconds for n in names}
+    return {found.name: found.seconds for found, _ in gpu_predict.predict_step(step, gpu, only=names)}
 
 
 def assert_held(
