@@ -13,12 +13,15 @@ from tcomp.cli import build_gpu
 from tcomp.cli.common import build_step
 from tcomp.cli.options import TargetOptions
 from tcomp.ir.tile import Kernel
-from tcomp.machine.gpu import H100, MACHINES, GpuMachine, machine_named
+from tcomp.machine.gpu import H100, MACHINES, GpuMachine, machine_for_target, machine_named
 from tcomp.model.request import StepRequest
 from tests.cli.support import Tcomp, refused
 from tests.tcomp import ptx_samples as samples
 
 SMALL = ["gpt2", "--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "16"]
+
+ONE = ("gpt2", "sm_100a")
+"""The model and target that each run builds; the slow tests have the others."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,23 @@ def test_our_own_kernels_have_no_findings(target: str, tcomp: Tcomp) -> None:
     result = tcomp("build", *SMALL, "--target", target, "--strict")
     assert result.code == 0, result.out + result.error
     assert result.out.count("tc_layernorm_0") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [
+        pytest.param(model, target, marks=[] if (model, target) == ONE else pytest.mark.slow(seconds=6))
+        for model in ("gpt2", "llama")
+        for target in ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
+    ],
+)
+def test_tiny_steps_are_built_for_every_target_without_findings(model: str, target: str, objects: Path) -> None:
+    """By each target's own schedules, whose products use its matrix units."""
+    machine = machine_for_target(target)
+    request = StepRequest(model, "tiny", {"B": 2, "T": 64}, precision="bf16", lock="none")
+    step = build_step(request, build_gpu.TargetDevice(machine)).step
+    built = build_gpu.build_kernels(list(step.kernels.values()), machine, objects)
+    assert len(built.reports) > 20 and not built.findings
 
 
 @pytest.mark.slow(seconds=11)
