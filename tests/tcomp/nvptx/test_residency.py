@@ -36,7 +36,6 @@ def of(**changes: Any) -> Kernel:
         ({"producer": None}, 100 * KB, 256, 1),
         ({"producer": Producer(4)}, 100 * KB, 256, 1),
         ({"order": GridOrder(persistent=True)}, 100 * KB, 256, 1),
-        ({"sides": 2}, 100 * KB, 256, 1),
         ({"cluster": Cluster("m", 2)}, 100 * KB, 256, 1),
     ],
 )

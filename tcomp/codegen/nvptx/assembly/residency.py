@@ -26,7 +26,7 @@ def resident_blocks(kernel: Kernel, machine: GpuMachine, shared: int, columns: i
     blocks, producer = kernel.gpu, kernel.gpu.producer
     if not columns or producer is None or not producer.registers:
         return 1
-    if blocks.order.persistent or blocks.sides > 1 or blocks.cluster is not None:
+    if blocks.order.persistent or blocks.cluster is not None:
         return 1
     threads = blocks.shape.threads + 32 * producer.warps
     most = occupancy(machine, LEAST, threads, shared, columns).blocks
