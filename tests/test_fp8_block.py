@@ -32,7 +32,8 @@ COMPILED = [
 ]
 SHAPES = [(130, 129, 257), *(pytest.param(s, marks=pytest.mark.slow) for s in [(200, 256, 384), (5, 300, 64)])]
 LIMIT = 1e-3
-"""Products of bf16 and a scale are exact, so 8-bit values are the oracle's; rounded results may fall beside a tie."""
+"""Products of bf16 and a row's scale are exact, those with a column's never at a tie (`shrink`), so 8-bit values are
+the oracle's; rounded results may fall beside a tie."""
 Array = np.ndarray
 
 
