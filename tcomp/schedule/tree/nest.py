@@ -75,6 +75,10 @@ class Leaf:
         """The indices whose loops are around it."""
         return self.domain | self.beside
 
+    def walks(self, level: TileLevel) -> bool:
+        """Is the loop around it? What is computed again in each block is so once in a block."""
+        return level.index in self.domain or (level.index in self.beside and (level.parallel or not self.again))
+
     @property
     def written(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.equation.targets)
@@ -254,7 +258,7 @@ def _build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str,
             group.clear()
 
     for leaf in leaves:
-        if level.index in leaf.walked:
+        if leaf.walks(level):
             if any(conflict(level.index, g, leaf) for g in group):
                 flush_outside()
                 flush_group()

@@ -100,3 +100,23 @@ def test_a_map_between_the_sum_and_its_blocks_is_to_be_inlined_too() -> None:
         lowered(text.replace("inline s, r", "inline s"), DIMS, A100)
     assert refused.value.hint.endswith("too: inline s, q, r")
     lowered(text.replace("inline s, r", "inline s, q, r"), DIMS, A100)
+
+
+@pytest.mark.parametrize("order", ["k, n, m", "m, k"])
+def test_a_block_that_takes_its_columns_in_turns_sums_once(order: str) -> None:
+    text = """
+op f(X: f32[M, K], W: f32[N, K]) -> Y: f32[M, N], r: f32[M]:
+  s[m] = sum k: X[m, k] * X[m, k]
+  acc[m, n] = sum k: X[m, k] * W[n, k]
+  r[m] = s[m] + 1.0
+  Y[m, n] = acc[m, n] * s[m]
+
+schedule f on sm_80:
+  m -> grid.y(8)
+  n -> grid.x(8) / seq(4)
+  k -> pipe(4)
+  inline s
+  order """
+    module, dims = load_text(text + order + "\n"), {"M": 13, "N": 11, "K": 9}
+    op = module.ops["f"]
+    assert_keeps_results(op, module, dims, lower(op, module, dims, A100))
