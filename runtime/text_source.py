@@ -59,7 +59,7 @@ def text_files(paths: list[Path]) -> list[Path]:
                 raise UserError(f"{path}: {e.strerror}", "save what it gives as a file first") from e
             found.append(path)
         else:
-            raise UserError(f"{path}: no such file or folder", "--data takes text files, folders or .bin token files")
+            raise UserError(f"{path}: no such file or folder", "name files, or folders of files, that are there")
     return found
 
 

@@ -163,7 +163,9 @@ def test_bad_input_is_named(tcomp: Tcomp, tmp_path: Path) -> None:
     assert tcomp("data", "prepare", "b.jsonl", *flags, "out-b.jsonl").code == 0
     (tmp_path / "t.json").write_text("{}")
     refused(tcomp("data", "prepare", "d.txt", "--tokenizer", "t.json", *flags, "z"), "t.json: not a tokenizer")
-    refused(tcomp("data", "prepare", "nowhere", *flags, "z"), "nowhere: no such file or folder")
+    nowhere = tcomp("data", "prepare", "nowhere", *flags, "z")
+    refused(nowhere, "nowhere: no such file or folder")
+    assert "--data" not in nowhere.error, "a remedy by an option of another command"
     refused(tcomp("data", "prepare", "d.txt", "--out", "z", "--validation", "0.9"), "validation = 0.9: must be at most")
     refused(tcomp("data", "check", "nowhere"), "no prepared data")
     assert not (tmp_path / "z").exists()
