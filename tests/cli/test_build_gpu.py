@@ -13,7 +13,7 @@ from tcomp.cli import build_gpu
 from tcomp.cli.common import build_step
 from tcomp.cli.options import TargetOptions
 from tcomp.ir.tile import Kernel
-from tcomp.machine.gpu import H100, MACHINES, GpuMachine, machine_for_target, machine_named
+from tcomp.machine.gpu import H100, MACHINES, GpuMachine, machine_named
 from tcomp.model.request import StepRequest
 from tests.cli.support import Tcomp, refused
 from tests.tcomp import ptx_samples as samples
@@ -87,7 +87,8 @@ def test_a_clean_build(tcomp: Tcomp, generated_by: Callable[[Generate], None], t
     assert "grid" in (folder / "schedules.tc").read_text()
 
 
-@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
 def test_our_own_kernels_have_no_findings(target: str, tcomp: Tcomp) -> None:
     result = tcomp("build", *SMALL, "--target", target, "--strict")
     assert result.code == 0, result.out + result.error
@@ -102,13 +103,12 @@ def test_our_own_kernels_have_no_findings(target: str, tcomp: Tcomp) -> None:
         for target in ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
     ],
 )
-def test_tiny_steps_are_built_for_every_target_without_findings(model: str, target: str, objects: Path) -> None:
+def test_tiny_steps_are_built_for_every_target_without_findings(model: str, target: str, tcomp: Tcomp) -> None:
     """By each target's own schedules, whose products use its matrix units."""
-    machine = machine_for_target(target)
-    request = StepRequest(model, "tiny", {"B": 2, "T": 64}, precision="bf16", lock="none")
-    step = build_step(request, build_gpu.TargetDevice(machine)).step
-    built = build_gpu.build_kernels(list(step.kernels.values()), machine, objects)
-    assert len(built.reports) > 20 and not built.findings
+    size = ("--config", "tiny", "-B", "2", "-T", "64", "--precision", "bf16", "--lock", "none")
+    result = tcomp("build", model, *size, "--target", target, "--strict")
+    assert result.code == 0, result.out + result.error
+    assert "findings    none" in result.out
 
 
 @pytest.mark.slow(seconds=11)
