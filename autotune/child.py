@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
+from tcomp.interrupts import interrupts_wait
 
 PATIENCE = 120.0
 """Seconds that a candidate may take to build and check."""
@@ -66,7 +67,14 @@ class Child:
 
     def ask(self, request: Any, patience: float) -> Any:
         """The answer, a Failure where there is none within `patience` seconds. UserError where the device cannot be
-        used at all."""
+        used at all. Ctrl-C ends the process, too."""
+        try:
+            return self._answer(request, patience)
+        except KeyboardInterrupt:
+            self._kill()
+            raise
+
+    def _answer(self, request: Any, patience: float) -> Any:
         if self._process is None:
             self._start()
         assert self._pipe is not None
@@ -100,11 +108,11 @@ class Child:
 
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=self.target, args=(theirs, self.subject))
-        with _one_blas_thread():
+        with interrupts_wait(), _one_blas_thread():
+            self._process = self._context.Process(target=self.target, args=(theirs, self.subject))
             self._process.start()
+            self._pipe = ours
         theirs.close()
-        self._pipe = ours
 
     def _kill(self) -> None:
         if self._process is not None and self._process.is_alive():

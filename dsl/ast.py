@@ -39,6 +39,7 @@ from tcomp.dsl.expressions import (
     Expr as Expr,
     Name as Name,
     Num as Num,
+    Places as Places,
     Span as Span,
     Unary as Unary,
     accesses_in as accesses_in,
@@ -55,6 +56,7 @@ from tcomp.dsl.expressions import (
     walk as walk,
 )
 from tcomp.dsl.statements import (
+    Alias as Alias,
     ForLayers as ForLayers,
     ModelStatement as ModelStatement,
     OpCall as OpCall,
@@ -78,9 +80,8 @@ class Target:
 class Reduction:
     """`reducer indices where guard: value`, or for a monoid `... by key: values`.
 
-    `sum k where k <= q: X[q, k]` has reducer "sum", indices ("k",), one value and no key.
-    `expsum k where k <= q by s[q, k]: 1, V[k, e]` has reducer "expsum", the key and a value per carried
-    field. A field not in the guard contributes the reducer's identity.
+    `sum k where k <= q: X[q, k]` has reducer "sum", indices ("k",), one value and no key; `expsum k where k <= q by
+    s[q, k]: 1, V[k, e]` has reducer "expsum", the key and a value per carried field.
     """
 
     reducer: str
@@ -95,9 +96,8 @@ class Reduction:
 class Equation:
     """`targets = value`, or `target += value` when accumulate.
 
-    A monoid reduction has one target per field, the key field first. Plain index names on the left are
-    parallel loops; a scatter `dE[ids[t], c] += g[t, c]` has an access on the left and must accumulate.
-    Equations run in order, each over whole arrays.
+    A monoid reduction has one target per field, the key field first. Plain index names on the left are parallel loops;
+    a scatter `dE[ids[t], c] += g[t, c]` has an access on the left and must accumulate.
     """
 
     targets: tuple[Target, ...]
@@ -127,10 +127,9 @@ class Operand:
 class Op:
     """`op name(params; dims) -> outputs:` with its equations.
 
-    `backward_of` is set for `backward linear(...)`, whose name is then "linear.backward"; its parameters
-    are named for the forward op's operands (`X`) and their gradients (`dX`).
-    `dims` are extra static dimensions that no operand's shape gives (`; V`).
-    `ranges` are explicit `index h: H` declarations. `requires` are conditions on dimensions.
+    `backward_of` is set for `backward linear(...)`, whose name is then "linear.backward"; its parameters are named for
+    the forward op's operands (`X`) and their gradients (`dX`). `dims` are extra static dimensions that no operand's
+    shape gives (`; V`), `ranges` explicit `index h: H` declarations, `requires` conditions on dimensions.
     """
 
     name: str
@@ -171,9 +170,8 @@ class Function:
 class Monoid:
     """`monoid expsum by m:` and one combining equation per field; `x` stands for every carried field.
 
-    In the expressions, `Access("a", ...)` never occurs: the parser gives `a.m` as Name("a.m").
-    `key` is the combining expression of the key field over a.<key>, b.<key>; `carried` that of the other
-    fields over a.x, b.x, a.<key>, b.<key>, and the combined key (by its plain name).
+    `key` is the combining expression of the key field over a.<key>, b.<key>, as Name("a.m"); `carried` that of the
+    other fields over a.x, b.x, a.<key>, b.<key>, and the combined key (by its plain name).
     """
 
     name: str
@@ -317,6 +315,8 @@ class Optimizer:
     norm: str | None
     variants: tuple[tuple[str, str], ...] = ()
     of: str = ""
+    places: Places = field(default=(), compare=False, repr=False)
+    """of `lr by`, of `norm by`, and of each hyperparameter"""
     span: Span = no_span()
 
 
@@ -358,6 +358,8 @@ class Model:
     caches: tuple[Cache, ...] = ()
     """only in a model's decoding form (dsl/decode.py)"""
     doc: str = ""
+    places: Places = field(default=(), compare=False, repr=False)
+    """of the names behind `loss`, `logits` and `precision`"""
     span: Span = no_span()
 
 

@@ -112,6 +112,16 @@ class ModelRules(ExpressionRules):
         span = self._span(op, close)
         return ast.OpCall(results, str(op), tuple(args), tuple(keywords), annotations or (), span)
 
+    def alias(self, c: Children) -> ast.Alias:
+        results, value, shape = c
+        first = results[0]
+        if len(results) > 1 or first.shape is not None or first.name == "_":
+            hint = f"write one name on the left, and a view on the right: x = {value} as [...]"
+            raise self._error(f"'{value}' is one tensor, to be given one name", first, hint)
+        end = value if shape is None else shape[1]
+        ref = ast.TensorRef(str(value), (), None if shape is None else shape[0], self._span(value, end))
+        return ast.Alias(first.name, ref, self._span(first, end))
+
     def for_layers(self, c: Children) -> ast.ForLayers:
         keyword, index, extent, *body = c
         return ast.ForLayers(str(index), extent, tuple(body), self._span(keyword, extent))
@@ -179,6 +189,10 @@ class ModelRules(ExpressionRules):
             norm=self._single(lines, "norm", "norm by"),
             variants=tuple((str(p), str(op)) for _, p, own, op in variants if own is None),
             of=str(of or ""),
+            places=(
+                *self._places(lines, lr="lr by", norm="norm by"),
+                *((str(n), self._token_span(n)) for x in _tagged(lines, "hyper") for n, _ in x[1]),
+            ),
             span=self._span(keyword, of or name),
         )
 
@@ -203,6 +217,10 @@ class ModelRules(ExpressionRules):
         if len(found) > 1:
             raise self._error(f"a second `{line}` line", found[1][1], "keep one of them")
         return str(found[0][1]) if found else None
+
+    def _places(self, lines: Sequence[Any], **what: str) -> ast.Places:
+        """Where the lines name what they do, by tag."""
+        return tuple((text, self._token_span(x[1])) for tag, text in what.items() for x in _tagged(lines, tag))
 
     def model(self, c: Children) -> ast.Model:
         keyword, name, dims, *lines = c
@@ -244,6 +262,7 @@ class ModelRules(ExpressionRules):
                 ties=tuple(x for x in lines if isinstance(x, ast.Tie)),
                 states=tuple(x for x in lines if isinstance(x, ast.StateDecl)),
                 doc=self._doc(keyword.line),
+                places=self._places(lines, loss="loss", logits="logits", precision="precision"),
                 span=self._span(keyword, name),
             )
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tcomp.dsl.ast import Function, Import, Item, Model, Module, Monoid, Op, Optimizer, Schedule, Source, Update
+from tcomp.dsl.check_effects import without_effect
 from tcomp.dsl.check_functions import check_function, check_monoid
 from tcomp.dsl.check_models import check_model
 from tcomp.dsl.check_ops import check_op
@@ -58,6 +59,8 @@ def _examine(sources: Sequence[Source], precision: str | None = None) -> tuple[M
         if not errors:  # types of expressions are looked up through functions, so those must be right
             errors += _compose_ops(module) if group is not scalar else []
             errors += _check_items(group, module)
+    if not errors:
+        errors += without_effect(module.schedules.values())
     for e in errors:
         e.text = e.text or texts.get(e.span.file, "")
     return module, errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tcomp.dsl.ast import (
+    Alias,
     Call,
     DType,
     Expr,
@@ -16,6 +17,7 @@ from tcomp.dsl.ast import (
     Op,
     OpCall,
     Operand,
+    Span,
     TensorRef,
     names_in,
 )
@@ -41,6 +43,9 @@ def check_statements(
             if s.index in numbers or s.index in env or s.index == TRAINING:
                 raise TcError(f"loop variable '{s.index}' is already taken", s.span, hint="rename it")
             env |= check_statements(model, s.body, env, numbers | {s.index}, module)
+        elif isinstance(s, Alias):
+            _check_alias(model, s, env, numbers)
+            env[s.name] = env[s.value.name]
         else:
             _check_call(model, s, env, numbers, module)
     return env
@@ -144,21 +149,45 @@ def _check_results(model: Model, op: Op, s: OpCall, numbers: frozenset[str]) -> 
             s.results[0].span,
             hint=f"it gives {listing(o.name for o in op.outputs)}; write `_` for one that is not needed",
         )
-    kept = {p.name for p in model.params} | {i.name for i in model.inputs}
-    kept |= {c.name for c in model.caches} | {x.name for x in model.states}
     for r in s.results:
         if r.name == "_":
             continue
-        if r.name in numbers:
-            hint = "rename the tensor"
-            raise TcError(f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint=hint)
-        if r.name == BATCH_NUMBER and model.loss:
-            raise TcError(f"'{r.name}' counts the batches of a run", r.span, hint="rename the tensor")
-        if r.name in kept:
-            hint = "parameters, inputs and states keep their values for the whole step; use another name"
-            raise TcError(f"'{r.name}' is a parameter, an input or a state", r.span, hint=hint)
+        _check_bound(model, r.name, f"{s.op}(...)", r.span, numbers)
         for e in r.shape or ():
             check_number(e, numbers, "a shape")
+
+
+def _check_alias(model: Model, s: Alias, env: dict[str, DType], numbers: frozenset[str]) -> None:
+    """TcError where a further name is taken, or what it is to mean is no tensor that may have one."""
+    _check_bound(model, s.name, s.value.name, s.span, numbers)
+    _check_known(s.value, env, numbers)
+    if any(x.name == s.value.name for x in model.states):
+        hint = f"pass '{s.value.name}' itself to the call whose op declares it"
+        raise TcError(f"'{s.value.name}' is a state, which has one name", s.value.span, hint=hint)
+
+
+def _check_bound(model: Model, name: str, value: str, span: Span, numbers: frozenset[str]) -> None:
+    """TcError where a statement gives a name that is taken for the whole step to `value`."""
+    kept = {p.name for p in model.params} | {i.name for i in model.inputs}
+    kept |= {c.name for c in model.caches} | {x.name for x in model.states}
+    if name in numbers:
+        raise TcError(f"'{name}' is a dimension and cannot be bound to a tensor", span, hint="rename the tensor")
+    if name == BATCH_NUMBER and model.loss:
+        raise TcError(f"'{name}' counts the batches of a run", span, hint="rename the tensor")
+    if name in kept:
+        hint = f"it keeps its value for the whole step: write {name}_2 = {value}, and read {name}_2 below"
+        raise TcError(f"'{name}' is a parameter, an input or a state", span, hint=hint)
+
+
+def _check_known(a: TensorRef, env: dict[str, DType], numbers: frozenset[str]) -> None:
+    """TcError where there is no such tensor, or its slice or shape is of other than numbers."""
+    if a.name == "_":
+        raise TcError("`_` names no tensor", a.span, hint="give the result a name where it is computed")
+    if a.name not in env:
+        hint = did_you_mean(a.name, env, "tensor")
+        raise TcError(f"unknown tensor '{a.name}'", a.span, hint=hint)
+    for e in (*a.subscripts, *(a.shape or ())):
+        check_number(e, numbers, f"the shape of '{a.name}'" if a.shape else f"the layer of '{a.name}'")
 
 
 def _check_at_once(op: Op, a: Call, module: Module) -> None:
@@ -223,13 +252,7 @@ def _check_argument(
         own = {TRAINING} if model.loss else set()  # (an update has none, and only trains)
         check_number(a, numbers | hyper | own, "an operand")
         return
-    if a.name == "_":
-        raise TcError("`_` names no tensor", a.span, hint="give the result a name where it is computed")
-    if a.name not in env:
-        hint = did_you_mean(a.name, env, "tensor")
-        raise TcError(f"unknown tensor '{a.name}'", a.span, hint=hint)
-    for e in (*a.subscripts, *(a.shape or ())):
-        check_number(e, numbers, f"the shape of '{a.name}'" if a.shape else f"the layer of '{a.name}'")
+    _check_known(a, env, numbers)
     given = env[a.name]
     is_state = any(x.name == a.name for x in model.states)
     if p.state != is_state:

@@ -12,6 +12,7 @@ from itertools import permutations, product
 from math import prod
 
 from tcomp.dsl.ast import (
+    Alias,
     Cache,
     Config,
     Expr,
@@ -28,6 +29,7 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.check_numbers import BATCH_NUMBER
 from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape, shape_text
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.expressions import place
 from tcomp.dsl.hints import count
 
 Shape = tuple[int, ...]
@@ -146,7 +148,8 @@ def _walk(model: Model, module: Module, values: Mapping[str, Number]) -> None:
     _block(module, model.forward, env, dict(values))
     if env[model.loss]:
         hint = "reduce it to one number: `op mean(X: f32[M]) -> y: f32[]`"
-        raise TcError(f"the loss '{model.loss}' has shape {shape_text(env[model.loss])}", model.span, hint=hint)
+        span = place(model.places, "loss", model.span)
+        raise TcError(f"the loss '{model.loss}' has shape {shape_text(env[model.loss])}", span, hint=hint)
 
 
 def _block(module: Module, body: Iterable[ModelStatement], env: dict[str, Shape], values: dict[str, Number]) -> None:
@@ -155,6 +158,8 @@ def _block(module: Module, body: Iterable[ModelStatement], env: dict[str, Shape]
             extent = evaluate_dim(s.extent, values)
             for turn in range(min(2, int(extent))):
                 _block(module, s.body, env, {**values, s.index: turn})
+        elif isinstance(s, Alias):
+            env[s.name] = _argument(s.value, env, values)
         else:
             _call(module, s, env, values)
 

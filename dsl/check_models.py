@@ -21,6 +21,7 @@ from tcomp.dsl.ast import (
     Optimizer,
     ParamDecl,
     Reduction,
+    Span,
     StateDecl,
     children,
     names_in,
@@ -30,6 +31,7 @@ from tcomp.dsl.check_model_shapes import check_model_shapes
 from tcomp.dsl.check_numbers import BATCH_NUMBER, TRAINING, check_number, check_numbers
 from tcomp.dsl.decode import decoding
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.expressions import place
 from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.updates import by_tensor, check_signature, of_matrices, trainer
@@ -50,7 +52,8 @@ def check_model(model: Model, module: Module) -> None:
     for name in (model.precision, *spoken, *(x.precision or "f32" for x in model.states)):
         if name not in RECIPES:
             hint = f"known are {listing(RECIPES)}; f32 is what a model without the line has"
-            raise TcError(f"precision '{name}' is not supported", model.span, hint=hint)
+            span = place(model.places, "precision", model.span) if name == model.precision else model.span
+            raise TcError(f"precision '{name}' is not supported", span, hint=hint)
     checked = (model.precision, *mentioned(model)) if module.precision is None else (module.precision,)
     for precision in dict.fromkeys(checked):
         _check(under(model, precision, module), module)
@@ -75,7 +78,8 @@ def _check(model: Model, module: Module) -> None:
     for name, what in ((model.loss, "loss"), (model.logits, "logits")):
         if name is not None and name not in computed:
             hint = did_you_mean(name, sorted(computed), "tensor")
-            raise TcError(f"{what} names '{name}', which `forward` does not compute", model.span, hint=hint)
+            span = place(model.places, what, model.span)
+            raise TcError(f"{what} names '{name}', which `forward` does not compute", span, hint=hint)
     if model.optimizer is not None:
         _check_optimizer(model.optimizer, module)
     check_model_shapes(model, module)
@@ -201,7 +205,7 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
     hyper = [n for n, _ in o.hyper]
     for n in hyper:
         if hyper.count(n) > 1:
-            raise TcError(f"hyperparameter '{n}' is given twice", o.span, hint="keep one value")
+            raise TcError(f"hyperparameter '{n}' is given twice", place(o.places, n, o.span), hint="keep one value")
     for at, g in enumerate(o.groups):
         if any(g.name == other.name for other in o.groups[:at]):
             raise TcError(f"group '{g.name}' is given twice", g.span, hint="write one line with all its values")
@@ -213,10 +217,10 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
         op = module.ops.get(name)
         if op is None:
             hint = did_you_mean(name, [x for x in module.ops if "." not in x], "op")
-            raise TcError(f"`{what} {name}` names an unknown op", o.span, hint=hint)
+            raise TcError(f"`{what} {name}` names an unknown op", place(o.places, what, o.span), hint=hint)
         if of_matrices(op):
             raise TcError(f"`{what} {name}` names an op of matrices", op.span, hint="gradients are there as one vector")
-        _check_bound(o, op, (), hyper, results, used)
+        _check_bound(place(o.places, what, o.span), op, (), hyper, results, used)
         _check_lengths(op)
         results |= {r.name for r in op.outputs}
     for name, span, text in ((o.op, o.span, "optimizer"), *((g.op, g.span, f"group {g.name} by") for g in o.groups)):
@@ -228,11 +232,13 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
         assert found is not None
         if by_tensor(found):
             check_signature(found)
-        _check_bound(o, found, groups, hyper, results, used)
+        span = next((g.span for g in groups if g.op), o.span)
+        _check_bound(span, found, groups, hyper, results, used)
         _check_group_values(groups, found)
         _check_kept(found)
     if o.schedule is not None and "lr" not in {r.name for r in module.ops[o.schedule].outputs}:
-        raise TcError(f"`lr by {o.schedule}` gives no 'lr'", o.span, hint="name the op's output `lr: f32[]`")
+        span = place(o.places, "lr by", o.span)
+        raise TcError(f"`lr by {o.schedule}` gives no 'lr'", span, hint="name the op's output `lr: f32[]`")
     _check_hyper(o, used, module)
 
 
@@ -256,10 +262,12 @@ def _check_hyper(o: Optimizer, used: set[str], module: Module) -> None:
     for n, e in o.hyper:
         if n in given or n in _COUNTED:
             hint = "drop one of the two" if n in given else "call the operand by another name"
-            raise TcError(f"hyperparameter '{n}' would not be read: {(given | _COUNTED)[n]}", o.span, hint=hint)
+            message = f"hyperparameter '{n}' would not be read: {(given | _COUNTED)[n]}"
+            raise TcError(message, place(o.places, n, o.span), hint=hint)
         if n not in used:
             hint = did_you_mean(n, scalars, "scalar operand")
-            raise TcError(f"hyperparameter '{n}' is read by no op of the optimizer", o.span, hint=hint)
+            message = f"hyperparameter '{n}' is read by no op of the optimizer"
+            raise TcError(message, place(o.places, n, o.span), hint=hint)
         check_number(e, frozenset(), f"the value of '{n}'")
 
 
@@ -310,9 +318,9 @@ def _check_group_values(groups: tuple[Group, ...], op: Op) -> None:
 
 
 def _check_bound(
-    o: Optimizer, op: Op, groups: tuple[Group, ...], hyper: list[str], results: set[str], used: set[str]
+    span: Span, op: Op, groups: tuple[Group, ...], hyper: list[str], results: set[str], used: set[str]
 ) -> None:
-    """Every operand of an op that the optimizer runs gets a value by its name."""
+    """Every operand of an op that the optimizer runs, as the line at `span` says, gets a value by its name."""
     for p in op.params:
         if p.shape:
             if not p.inout and p.name not in ("p", "g"):
@@ -338,7 +346,7 @@ def _check_bound(
             where = f" in group {listing(lacking)}" if lacking else ""
             raise TcError(
                 f"op '{op.name}' reads the scalar '{p.name}', which has no value{where}",
-                o.span,
+                span,
                 notes=(f"known are {listing(sorted({'step', *hyper, *results}))}",),
-                hint=f"add `hyper {p.name} = ...`, or set it in every group",
+                hint=f"add `hyper {p.name} = ...`" + (", or set it in every group" if groups else ""),
             )

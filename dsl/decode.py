@@ -10,7 +10,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import Decode, ForLayers, Model, ModelStatement, Module, Op, OpCall, Replacement, TensorRef, names_in
+from tcomp.dsl.ast import (
+    Alias,
+    Decode,
+    ForLayers,
+    Model,
+    ModelStatement,
+    Module,
+    Op,
+    OpCall,
+    Replacement,
+    TensorRef,
+    names_in,
+)
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean, listing
 
@@ -56,6 +68,8 @@ def _check_parameters(model: Model) -> None:
 def _statement(s: ModelStatement, decode: Decode, module: Module, used: set[str]) -> ModelStatement:
     if isinstance(s, ForLayers):
         return replace(s, body=tuple(_statement(b, decode, module, used) for b in s.body))
+    if isinstance(s, Alias):
+        return s
     r = next((r for r in decode.replacements if r.op == s.op), None)
     if r is None:
         return s
@@ -82,4 +96,5 @@ def _op(name: str, r: Replacement, module: Module) -> Op:
 
 
 def _called(body: tuple[ModelStatement, ...]) -> set[str]:
-    return {n for s in body for n in ({s.op} if isinstance(s, OpCall) else _called(s.body))}
+    inner = {n for s in body if isinstance(s, ForLayers) for n in _called(s.body)}
+    return inner | {s.op for s in body if isinstance(s, OpCall)}

@@ -34,6 +34,15 @@ def no_span() -> Span:
     return field(default=NO_SPAN, compare=False, repr=False)
 
 
+Places = tuple[tuple[str, Span], ...]
+"""Where lines of a node stand that are no nodes of their own, by what they give"""
+
+
+def place(places: Places, what: str, other: Span) -> Span:
+    """Where `what` is given; `other` where that is not known."""
+    return dict(places).get(what, other)
+
+
 class DType(Enum):
     """Element types. `bytes` is the storage size of one element.
 

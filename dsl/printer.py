@@ -238,6 +238,8 @@ def print_statement(s: ast.ModelStatement) -> list[str]:
     if isinstance(s, ast.ForLayers):
         body = [f"  {line}" for b in s.body for line in print_statement(b)]
         return [f"for {s.index} in {print_expression(s.extent)}:", *body]
+    if isinstance(s, ast.Alias):
+        return [f"{s.name} = {print_tensor_ref(s.value)}"]
     args = [print_tensor_ref(a) if isinstance(a, ast.TensorRef) else print_expression(a) for a in s.args]
     args += [f"{n} = {print_expression(e)}" for n, e in s.keywords]
     notes = f" [{', '.join(map(_call, s.annotations))}]" if s.annotations else ""

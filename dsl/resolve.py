@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import (
     Access,
+    Alias,
     Equation,
     Expr,
     ForLayers,
@@ -95,6 +96,8 @@ def _statement(s: ModelStatement, bound: frozenset[str], numbers: set[str]) -> M
     if isinstance(s, ForLayers):
         inner = bound - {s.index} | _results(s.body)
         return replace(s, body=tuple(_statement(b, inner, numbers | {s.index}) for b in s.body))
+    if isinstance(s, Alias):
+        return s
     return replace(s, args=tuple(_argument(a, bound, numbers) for a in s.args))
 
 
@@ -103,6 +106,8 @@ def _results(body: tuple[ModelStatement, ...]) -> frozenset[str]:
     for s in body:
         if isinstance(s, OpCall):
             names |= {r.name for r in s.results}
+        elif isinstance(s, Alias):
+            names.add(s.name)
         else:
             names |= _results(s.body)
     return frozenset(names)

@@ -37,6 +37,15 @@ class OpCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Alias:
+    """`x = e`, `x = e as [B * T, C]`: a further name for what `e` means here, of the same memory."""
+
+    name: str
+    value: TensorRef
+    span: Span = no_span()
+
+
+@dataclass(frozen=True, slots=True)
 class ForLayers:
     """`for l in L:` a block repeated with l = 0 .. L-1; names bound in it carry from one turn to the next."""
 
@@ -46,4 +55,4 @@ class ForLayers:
     span: Span = no_span()
 
 
-ModelStatement = OpCall | ForLayers
+ModelStatement = OpCall | Alias | ForLayers

@@ -181,9 +181,12 @@ def _statement(s: _Slip) -> _Explanation:
     if found is None or not {"LPAR", "_NEWLINE"} & s.expected:
         return None
     name, value, call = found.groups()
+    alias = {"LPAR", "AS", "_NEWLINE"}
     if s.kind == "AS" and call:
         return "a call has no view", f"view its result: {name} as [...] = {value}{call}"
-    if s.kind in _OPERATORS and not call and set(s.expected) == {"LPAR"}:
+    if s.kind == "LSQB" and not call and set(s.expected) == alias:
+        return "a slice has no name of its own", f"pass it to calls as it is: op({value}[...])"
+    if s.kind in _OPERATORS and not call and set(s.expected) in ({"LPAR"}, alias):
         hint = f"write an op, and call it: {name} = op({value}, ...)"
         return f"'{s.token}' in a model: its statements call ops, and arithmetic stands in these", hint
     if s.kind == "_NEWLINE" and not call and set(s.expected) == {"LPAR"}:

@@ -213,7 +213,7 @@ def calls(body: Iterable[ModelStatement]) -> Iterator[OpCall]:
     for s in body:
         if isinstance(s, ForLayers):
             yield from calls(s.body)
-        else:
+        elif isinstance(s, OpCall):
             yield s
 
 
@@ -255,6 +255,7 @@ def _check_conditions(update: Update, body: Iterable[ModelStatement], bound: set
             inner = {r.name for c in calls(s.body) for r in c.results}
             bound |= inner
             continue
+        assert isinstance(s, OpCall), "an update's statements are calls and loops"
         names = {r.name for r in s.results} - {"_"}
         new = sorted(names - bound)
         if s.where is not None and new:

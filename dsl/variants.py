@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import (
     Access,
+    Alias,
     Call,
     Expr,
     ForLayers,
@@ -82,6 +83,8 @@ def _trainer(op: str, of: Optimizer | Group, precision: str, module: Module) -> 
 def _statement(s: ModelStatement, precision: str, module: Module) -> ModelStatement:
     if isinstance(s, ForLayers):
         return replace(s, body=tuple(_statement(b, precision, module) for b in s.body))
+    if isinstance(s, Alias):
+        return s
     chosen = [a for a in s.annotations if a.function == precision]
     kept = tuple(a for a in s.annotations if a.function not in RECIPES)
     if not chosen:
@@ -120,5 +123,5 @@ def _calls(body: tuple[ModelStatement, ...]) -> Iterator[OpCall]:
     for s in body:
         if isinstance(s, ForLayers):
             yield from _calls(s.body)
-        else:
+        elif isinstance(s, OpCall):
             yield s

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tcomp.dsl.ast import (
+    Alias,
     Call,
     DType,
     Expr,
@@ -27,6 +28,7 @@ from tcomp.dsl.check_numbers import BATCH_NUMBER
 from tcomp.dsl.decode import decoding
 from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape, shape_text
 from tcomp.dsl.errors import TcError, quoting
+from tcomp.dsl.expressions import place
 from tcomp.dsl.recipes import RECIPES, Recipe
 from tcomp.dsl.storage import binding, bound
 from tcomp.dsl.variants import QUANTISED, mentioned, under
@@ -140,7 +142,8 @@ class Unrolling(Operands):
             self.scalars[number] = 0
         loss = self.result(self.model.loss, "loss")
         if loss.elements != 1:
-            raise TcError(f"the loss '{self.model.loss}' has shape {shape_text(loss.shape)}", self.model.span,
+            span = place(self.model.places, "loss", self.model.span)
+            raise TcError(f"the loss '{self.model.loss}' has shape {shape_text(loss.shape)}", span,
                              "a loss is a scalar; reduce it, for example with 'mean'")  # fmt: skip
         if loss.tensor.dtype not in (DType.F32, DType.F64):
             raise TcError(f"the loss '{self.model.loss}' is {loss.tensor.dtype}", self.model.span,
@@ -169,10 +172,10 @@ class Unrolling(Operands):
         return name if n == 1 else f"{name}.{n}"
 
     def result(self, name: str, what: str) -> View:
-        if name not in self.environment:
+        if name not in self.environment or self.environment[name].tensor.kind != self.made:
             raise TcError(
                 f"the model's {what} '{name}' is never computed",
-                self.model.span,
+                place(self.model.places, what, self.model.span),
                 "compute it in `forward`, or name another result",
             )
         return self.environment[name]
@@ -191,6 +194,8 @@ class Unrolling(Operands):
                     )
                 for i in range(extent):
                     self.statements(s.body, {**index, s.index: i}, f"{prefix}{s.index}{i}.")
+            elif isinstance(s, Alias):
+                self.environment[s.name] = self.view(s.value, index)
             else:
                 self.call(s, index, prefix)
 

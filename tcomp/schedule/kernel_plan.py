@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tcomp.dsl.ast import Combine, DType, Fuse, Span, Stage, Use
@@ -94,7 +94,8 @@ class KernelPlan:
     fuse: tuple[Fuse, ...]
     stages: tuple[Stage, ...]
     combine: tuple[Combine, ...]
-    inline: frozenset[str]
+    inline: Mapping[str, Span]
+    """tensor that is computed again where it is read -> where the schedule says so"""
     special: dict[tuple[str, str], LoopMap]
     """(index, target) -> the mapping of `index of target -> ...`"""
     values: dict[str, int | float]

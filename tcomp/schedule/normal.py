@@ -24,6 +24,7 @@ from tcomp.dsl.ast import (
     Num,
     Op,
     Reduction,
+    Span,
     Target,
     accesses_in,
     map_children,
@@ -51,7 +52,7 @@ def normalise(op: Op, module: Module, dims: dict[str, int]) -> tuple[Equation, .
 
 
 def inline_tensors(
-    equations: tuple[Equation, ...], names: frozenset[str], temporaries: frozenset[str], symbols: Symbols
+    equations: tuple[Equation, ...], names: Mapping[str, Span], temporaries: frozenset[str], symbols: Symbols
 ) -> tuple[Equation | None, ...]:
     """Substitute the pointwise tensors `names` into their readers; temporaries' own equations become None.
 
@@ -64,12 +65,12 @@ def inline_tensors(
     for eq in equations:
         used = {a.tensor for e in expressions(eq) for a in accesses_in(e)} & bodies.keys()
         for n in sorted(used & stale.keys()):
-            raise cannot_inline(n, f"'{stale[n]}', which it reads, is overwritten before this use", eq)
+            raise cannot_inline(n, f"'{stale[n]}', which it reads, is overwritten before this use", eq, names)
         eq = map_equation(eq, lambda e: _expand(e, bodies))
         written = {t.name: t.subscripts for t in eq.targets}
         for a in [a for e in expressions(eq) for a in accesses_in(e)] if used else []:
             if a.tensor in written and (a.subscripts != written[a.tensor] or isinstance(eq.value, Reduction)):
-                raise cannot_inline(min(used), f"this equation overwrites '{a.tensor}', which it reads", eq)
+                raise cannot_inline(min(used), f"this equation overwrites '{a.tensor}', which it reads", eq, names)
         name = eq.target.name
         for n, (_, body) in bodies.items():
             overwritten = {a.tensor for a in accesses_in(body)} & written.keys()
@@ -79,10 +80,10 @@ def inline_tensors(
             axes = [s.id for s in eq.target.subscripts if isinstance(s, Name)]
             plain = len(axes) == len(eq.target.subscripts) and not eq.accumulate
             if plain and tuple(symbols.extents[a] for a in axes) != symbols.shapes[name]:
-                raise cannot_inline(name, "its equation writes only a part of it", eq)
+                raise cannot_inline(name, "its equation writes only a part of it", eq, names)
             once = plain and name not in bodies
             if not once or isinstance(eq.value, Reduction) or any(a.tensor == name for a in accesses_in(eq.value)):
-                raise cannot_inline(name, "only what is defined once, point by point, can", eq)
+                raise cannot_inline(name, "only what is defined once, point by point, can", eq, names)
             bodies[name] = (eq.target, _rounded(eq.value, symbols.dtypes[name], symbols.dtypes))
             out.append(None if name in temporaries else eq)
         else:
@@ -98,10 +99,11 @@ def _rounded(value: Expr, dtype: DType, dtypes: Mapping[str, DType]) -> Expr:
     return Call(dtype.value, (value,))
 
 
-def cannot_inline(name: str, why: str, eq: Equation, hint: str = "") -> TcError:
-    """The refusal, at the tensor's equation, or at the one where it would be expanded."""
-    hint = hint or f"remove '{name}' from the schedule's inline line"
-    return TcError(f"'{name}' cannot be inlined: {why}", eq.span, hint)
+def cannot_inline(name: str, why: str, eq: Equation, lines: Mapping[str, Span], hint: str = "") -> TcError:
+    """The refusal, where the schedule names the tensor (`lines`), of what its equation says, or that where it would be
+    expanded."""
+    hint, span = hint or f"remove '{name}' from the line", lines[name]
+    return TcError(f"'{name}' cannot be inlined: {why}", span, hint, (f"the equation is at {eq.span}",))
 
 
 def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:

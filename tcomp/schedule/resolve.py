@@ -103,7 +103,7 @@ class _KernelResolver:
             tuple(d for d in self.directives if isinstance(d, Fuse)),
             tuple(s for d in self.directives if isinstance(d, Stage) for s in self._staged(d)),
             tuple(d for d, stands in joins if stands),
-            frozenset(a.id for d in inlined for a in d.args if isinstance(a, Name)),
+            {a.id: a.span for d in inlined for a in d.args if isinstance(a, Name)},
             special,
             self.values,
             span,

@@ -44,8 +44,8 @@ def split(plans: Sequence[KernelPlan], instance: Instance) -> list[Part]:
         names = frozenset(o.partition(".")[0] for o in wanted)
         if not names:
             continue
-        named = plan.inline & defined
-        named -= summed_again(equations, named, instance)
+        again = summed_again(equations, plan.inline, instance)
+        named = {n: span for n, span in plan.inline.items() if n in defined - again}
         inlined = inline_tensors(equations, named, instance.temporaries, instance.symbols)
         positions = needed(inlined, wanted, (operands | made) - names)
         kept = tuple(eq for i in positions if (eq := inlined[i]) is not None)

@@ -62,6 +62,46 @@ def test_numbers_that_follow_from_no_size() -> None:
     assert of_no_size(module.models["small"], dims) == {"L": 3, "C": 4, "D": 2}
 
 
+def calls(g: Graph) -> list[tuple[str, dict[str, tuple[str, int, tuple[int, ...]]]]]:
+    """Each node by its label and the places and shapes of its operands."""
+    views = [(n.label, {o: (v.tensor.name, v.offset, v.shape) for o, v in n.operands.items()}) for n in g.nodes]
+    return [(label, dict(sorted(v.items()))) for label, v in views]
+
+
+def test_a_further_name_is_the_same_memory_and_no_call() -> None:
+    """What the name meant there: also after a loop gave the other one a new tensor, turn by turn."""
+    g = graph(
+        "x = double(w[0])", "first = x", "flat = x as [B * C]", "for l in L:", "  before = x",
+        "  x = scale(before, 0.5)", "y = double(before)", "z = double(first)", "v = double(flat as [C, B])",
+        "sum = total(y)", "loss = sum",
+    )  # fmt: skip
+    named = {n.label: n for n in g.nodes}
+    assert [n.op.name for n in g.nodes] == ["double", "scale", "scale", "scale", "double", "double", "double", "total"]
+    assert g.nodes[4].operands["X"].tensor is named["l1.scale"].operands["Y"].tensor
+    made = g.nodes[0].operands["Y"].tensor
+    assert g.nodes[5].operands["X"] == made.whole()
+    assert (g.nodes[6].operands["X"].tensor, g.nodes[6].operands["X"].shape) == (made, (4, 2))
+    assert g.loss == g.nodes[-1].operands["y"]
+
+
+def test_a_further_name_of_an_input_is_no_loss() -> None:
+    text = SMALL.replace("  input ids", "  input s: f32[]\n  input ids").replace("{forward}", "    loss = s")
+    with pytest.raises(TcError, match="the model's loss 'loss' is never computed") as e:
+        build_graph(load_text(text, "small.tc"), "small", "one", {"B": 2})
+    assert text.splitlines()[e.value.span.line - 1] == "  loss loss"
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_further_names_change_no_graph(gpt2: Module, decode: bool) -> None:
+    text = GPT2.read_text()
+    named = text.replace("    for l in L:", "    entered = x\n    x = entered as [B, T, C]\n    for l in L:", 1)
+    named = named.replace("      x = ", "      kept = x\n      x = ", 1)
+    assert named.count("kept = x") == named.count("entered = x") == 1
+    sizes = {"B": 2, "T": 1 if decode else 8, "W": 16} if decode else {"B": 2, "T": 8}
+    plain, other = (build_graph(m, "gpt2", "tiny", sizes, decode=decode) for m in (gpt2, load_text(named, str(GPT2))))
+    assert calls(plain) == calls(other)
+
+
 @pytest.fixture(scope="module")
 def gpt2() -> Module:
     return load(GPT2)

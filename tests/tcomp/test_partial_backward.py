@@ -74,7 +74,7 @@ use mma.sync for acc
 """
 PLACES = {
     "in a kernel": ("  kernel dW, db:\n" + indent(PRODUCT, "    "), {"db"}, {"dX"}),
-    "beside kernels": (indent(PRODUCT, "  ") + "  kernel dW, db:\n    tune Z = 1 from 1, 2\n", {"db"}, {"dX"}),
+    "beside kernels": (indent(PRODUCT, "  ") + "  kernel dW, db:\n    where M > 0\n", {"db"}, {"dX"}),
     "without kernels": (indent(PRODUCT, "  "), {"db"}, {"dW", "db"}),
 }
 
@@ -102,9 +102,9 @@ def test_a_kernel_beside_that_of_a_product_is_taken_without_it(sum_of: str) -> N
         text = text.replace("acc[n, k]: f32 = sum", "dW[n, k] = sum").replace("  dW[n, k] = 2.0 * acc[n, k]\n", "")
     lines = f"""  use mma.sync for {sum_of}
   kernel dW:
-    tune Z = 1 from 1, 2
+    where M > 0
   kernel db, dX:
-    tune Q = 1 from 1, 2
+    where M > 0
 """
     module = load_text(text + lines)
     whole = bound(module.ops["gradients"], DType.BF16)

@@ -14,9 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ import llvmlite.binding as llvm
 from tcomp.codegen.cache import ContentCache
 from tcomp.codegen.claims import LOOK, PATIENCE, give_back, take
 from tcomp.codegen.cpu.compiled import CompiledKernel, kernel_key, memory_needs, symbols_of
+from tcomp.interrupts import interrupts_wait
 from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine
 
@@ -83,7 +83,7 @@ class Compilers:
             if self._pool is not None:
                 self._hook, threading.excepthook = threading.excepthook, self._told
         if self._pool is not None:
-            with _interrupts_wait():
+            with interrupts_wait():
                 self._submit(self._pool)
 
     def _submit(self, pool: ProcessPoolExecutor) -> None:
@@ -239,24 +239,6 @@ def _pool(machine: CpuMachine) -> ProcessPoolExecutor | None:
     if not safe or workers < 2:
         return None
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_begin_work)
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C comes at the end of this block. Around a fork Python runs hooks, and what is raised in them is printed and
-    dropped. (Blocking the signal would not do: another thread, such as a BLAS's, may take it for the process.)"""
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or threading.current_thread() is not threading.main_thread():
-        yield  # the handler is not Python's, or does not run here
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _begin_work() -> None:

@@ -39,7 +39,6 @@ schedule f on cpu:
   q -> unroll(2)
   k -> unroll(lanes // 2)
   e -> vec
-  fuse s, Y at q
   stage X in packed at h by prefetch
 """
 
