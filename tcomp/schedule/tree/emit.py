@@ -155,7 +155,9 @@ class Emitter:
                     start: Expr = Num(identity(value.reducer, self.dtypes[w.tensor] is DType.I32))
                 else:
                     start = lowest(rescaled(self, value), self.dtypes[w.tensor]) if i == 0 else Num(0.0)
-                only = None if w.tensor in self.tiles else self.only(leaf, env)  # (other blocks would undo the sum)
+                tile = self.tiles.get(w.tensor)
+                own = tile is not None and tile.scope is not Scope.TEAM  # (else other blocks would undo the sum)
+                only = None if own else self.only(leaf, env)
                 out.append(self.compute(Assignment(leaf, w, start, self.axes_of(w), only=only), env))
         return out
 

@@ -318,9 +318,10 @@ def _statements(found: Kernel) -> list[object]:
     return inside(found.phases[0])
 
 
-def test_a_sum_in_memory_is_begun_by_the_block_that_sums() -> None:
+@pytest.mark.parametrize("further", ["k -> pipe(4)", "k -> grid.z(4) / pipe(2)\n  combine s, Y over k by partials"])
+def test_a_sum_in_memory_is_begun_by_the_block_that_sums(further: str) -> None:
     """Its loop stands outside of that over rows, so that no register holds it: another block's zero would undo it."""
-    module = load_text("""
+    module = load_text(f"""
 op f(X: f32[M, K], W: f32[N, K]) -> s: f32[M], Y: f32[M, N]:
   s[m] = sum k: X[m, k]
   Y[m, n] = sum k: X[m, k] * W[n, k]
@@ -328,7 +329,7 @@ op f(X: f32[M, K], W: f32[N, K]) -> s: f32[M], Y: f32[M, N]:
 schedule f on sm_90a:
   m -> grid.y(8) / seq(4)
   n -> grid.x(8)
-  k -> pipe(4)
+  {further}
   order k, m
 """)
     dims = {"M": 13, "N": 11, "K": 9}
