@@ -108,7 +108,7 @@ class Child:
 
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
-        with interrupts_wait(), _one_blas_thread():
+        with interrupts_wait(), _started_deaf(), _one_blas_thread():
             self._process = self._context.Process(target=self.target, args=(theirs, self.subject))
             self._process.start()
             self._pipe = ours
@@ -119,6 +119,17 @@ class Child:
             self._process.kill()
             self._process.join(5)
         self._process = None
+
+
+@contextlib.contextmanager
+def _started_deaf() -> Iterator[None]:
+    """Processes that start here take no Ctrl-C, which a terminal sends them too: one that it ends before it has read
+    what it is to do leaves its asker writing for ever."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

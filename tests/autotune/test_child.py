@@ -23,6 +23,8 @@ class Environment:
     def answer(self, request: Any) -> Any:
         if request == "long":
             time.sleep(60)
+        if request == "deaf":
+            return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
         return gc.get_threshold() if request == "cycles" else os.environ.get(request)
 
     def close(self) -> None:
@@ -41,6 +43,7 @@ def test_numpy_has_one_thread_there_and_cycles_are_seldom_looked_for(monkeypatch
     try:
         assert [child.ask(n, 60.0) for n in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")] == ["1", "1"]
         assert child.ask("cycles", 60.0) == (100_000, 50, 10)
+        assert child.ask("deaf", 60.0) and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     finally:
         child.close()
     assert os.environ.get("OPENBLAS_NUM_THREADS") is None and os.environ["OMP_NUM_THREADS"] == "3"
