@@ -14,6 +14,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -125,6 +126,7 @@ class Child:
 def _started_deaf() -> Iterator[None]:
     """Processes that start here take no Ctrl-C, which a terminal sends them too: one that it ends before it has read
     what it is to do leaves its asker writing for ever."""
+    resource_tracker.ensure_running()  # which lets the signal through again where it starts its process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
