@@ -61,7 +61,7 @@ def test_many_blocks_add_to_one_tile(t: str, stage: str, how: str, cluster: str,
 def test_a_cluster_that_is_not_whole_reads_nothing_that_its_threads_did_not_write() -> None:
     """Its last block leaves out what threads write, and so products may not read that: one message, not garbage."""
     text = attention_text(causal=False).replace("by turns", "by atomic")
-    text = text.replace("k -> grid(BK) / warpgroup(64)", "k -> grid(256) / cluster(128) / warpgroup(64)")
+    text = text.replace("k -> grid(BK) / warpgroup(64)", "k -> grid(2 * BK) / cluster(BK) / warpgroup(64)")
     module = load_text(text, "attention.tc")
     op = backward_of("attention", module)
     assert op is not None
