@@ -54,7 +54,8 @@ def partial_results(
         message = f"'{eq.target.name}' is scattered over {c.over}: blocks leave no parts of a sum to be joined"
         raise TcError(message, c.span, f"map '{c.over}' to seq{way}")
     if c.by != "partials" or not core or core[0].block is None or not isinstance(value, Reduction):
-        within = next((t for t in plan.loops[c.over].tiles if t.block is not None and not t.parallel), None)
+        tiles = plan.loops[c.over].tiles if c.over in plan.loops else ()  # (a line may name a loop that no line maps)
+        within = next((t for t in tiles if t.block is not None and not t.parallel), None)
         levels = f"{family.level}(65536)"
         if within is not None and within.block is not None:
             levels = f"{family.level}({4 * within.block}) / {within.kind}({within.block}) / ..."

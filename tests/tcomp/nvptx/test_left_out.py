@@ -34,19 +34,19 @@ schedule f on sm_80:
   use mma.sync for acc
 """
 CASES = {
-    # Lanes of a warp are together behind wgmma's wait.
+    # The cluster's barrier releases what comes before it, and lanes of a warp are together behind wgmma's wait.
     "cluster": (TENSOR.format(bn=32), {"M": 512, "N": 64, "K": 264}, replace(H100, sms=2),
-                {"bar.warp.sync": 2}),
+                {"fence.mbarrier_init.release.cluster": 1, "bar.warp.sync": 2}),
     # Behind the loop nothing is in flight but empty groups, and nobody reads what they would bring.
     "ring": (RING, {"M": 64, "N": 32, "K": 200}, machine_named("a100"), {"cp.async.wait_group": 1}),
     # The same, of rows quantised tile by tile; warps leave parts of columns' largest values in shared memory.
     "quantised": ("layernorm_cast_fp8_block", {"M": 128, "C": 256}, replace(H100, sms=1), {"cp.async.wait_group": 1}),
     # Products that warpgroups issue themselves. Another block may allocate sooner; the first product meets nothing in
     # tensor memory; tiles are read by products alone, whose end each lane has waited for, and in so few turns none is
-    # filled again; behind the last load there is the barrier of the result.
+    # filled again; behind the last load there is the barrier of the result; the block's barrier releases mbarriers.
     "attention": ("attention", {"B": 1, "T": 140, "H": 1, "D": 16}, machine_for_target("sm_100a"),
                   {"tcgen05.relinquish_alloc_permit": 1, "tcgen05.fence": 2, "bar.sync": 2, "bar.warp.sync": 1,
-                   "mbarrier.try_wait": 1, "mbarrier.arrive": 1}),
+                   "mbarrier.try_wait": 1, "mbarrier.arrive": 1, "fence.mbarrier_init.release.cluster": 1}),
 }  # fmt: skip
 SYNCHRONISES = re.compile(
     r"(wgmma|tcgen05|cp\.async(\.bulk)?)\.(fence|wait|commit|relinquish)|mbarrier\.(arrive(?!\.expect_tx)|try_wait)|\bbar(rier)?\.|fence\."
