@@ -5,8 +5,8 @@ each run has some of the cases, and costs a part: what breaks it breaks it in mo
 some commits later. What several cases have in common (a target, an op, a precision) each run has a case of. What takes
 a second or two, or holds what a document says, is in every run: a failure that shows commits later is nobody's.
 TESTS_TURN chooses: by itself it is the commit's hash (0 where there is no git), so that the same commit has the same
-cases again; any other word is another choice, and `all` all of them. A run's last lines say which it was. Cases that
-are named, or asked for by -k, always run.
+cases again; any other word is another choice, and `all` (in CI) all of them. A run's last lines say which it was. Cases
+that are named, or asked for by -k, always run.
 """
 
 from __future__ import annotations
