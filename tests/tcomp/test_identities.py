@@ -21,6 +21,9 @@ op turned(X: real[M, M], by: f32[]) -> Y: real[M, M]:
 op later(X: real[M, N], batch: i32[]) -> Y: real[M, N]:
   Y[m, n] = select(batch < 1, X[m, n], 0.0)
 
+op thinned(X: real[M, N], rate: f32[], batch: i32[]) -> Y: real[M, N]:
+  Y[m, n] = select(random(batch, m * N + n) < rate, 0.0, X[m, n])
+
 op total(X: real[M, N]) -> y: f32[]:
   y = sum m, n: X[m, n]
 
@@ -48,6 +51,8 @@ def graph(*lines: str, program: str = "forward") -> Graph:
         ("h = dropout(h, 0.5 * training, 1, batch_number)", True),
         ("h = dropout(h, 0.5, 1, batch_number)", False),
         ("h = dropout_residual(h, h, 0.5 * training, 1, batch_number)", False),
+        ("h = thinned(h, 0.5 * training, batch_number)", True),
+        ("h = thinned(h, 0.5, batch_number)", False),
         ("h = scale(h, 1.0 + training)", True),
         ("h = scale(h, 0.0)", False),
         ("h = turned(h, 1.0)", False),
